@@ -1,0 +1,849 @@
+"""Stage 1: raw ratings in, encoded rows without leakage out.
+
+    python amazon_preprocessing.py                                                     # the built-in demo log
+    python amazon_preprocessing.py --dataset amazon-reviews --input reviews_Electronics_5.json.gz
+
+Reads   the files named by --input and --metadata, one line per review, rating or product.
+Writes  processed_data/: processed_reviews.parquet, users.parquet, items.parquet, vocabularies.pkl,
+        rejected_rows.jsonl, exploration.png and, last, dataset.json, which names the others with size and SHA-256.
+
+The rule of the file: every statistic is fitted on training rows, and what a row knows of its user and item
+comes from strictly earlier training rows. Row number == encoded id in both tables; row 0 and code 0 are "unknown".
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from readers.download import download
+
+from readers import ITEM, METADATA, RATING, TIMESTAMP, USER, InputError, amazon, delimited, demo
+
+# ----------------------------------------------------------------------------------------------------------------------
+UNKNOWN = "<unknown>"  # code 0 of every vocabulary, row 0 of both tables
+SPLITS = ("train", "validation", "test")
+CONTEXT = ("year", "month", "weekday", "period")  # what a moment says; period is the quarter of the year, so it recurs
+STATE = ("review_count", "avg_rating", "avg_review_length", "avg_word_count", "avg_residual")  # of a user, of an item
+PAIR_STATE = ("user_category_review_count", "user_category_avg_residual")  # of a user in the item's category
+ATTRIBUTES = ("item_price",)  # numeric columns of the items table that no review changes
+RECENCY = ("user_days_since_last", "item_days_since_last", "item_age_days")
+NUMERIC = (*(f"user_{s}" for s in STATE), *(f"item_{s}" for s in STATE), *PAIR_STATE, *RECENCY, *ATTRIBUTES)
+OWN_TEXT = ("review_length", "word_count")  # of the row itself: exist only after the purchase, as-published only
+CROSSES = {
+    "cross_user_item": ("user_id", "item_id"),
+    "cross_user_period": ("user_id", "period"),
+    "cross_item_period": ("item_id", "period"),
+    "cross_user_category": ("user_id", "category"),
+    "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket"),
+}
+EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
+RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
+DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
+QUANTILES = 101  # knots of a numeric feature's distribution function
+PARQUET_ROW_GROUP = 262_144
+REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
+EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
+REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
+VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose --help prints every default."""
+
+    def __init__(self, doc: str) -> None:
+        super().__init__(description=doc, formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}))
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (--help lists the flags)")
+
+
+def run_script(main: Callable[[], None]) -> int:
+    """Run a stage and turn what the user can mend into one line on standard error and exit code 2."""
+    try:
+        main()
+        return 0
+    except (InputError, OSError, MemoryError) as error:  # OSError: full disk, no permission
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; finished files are kept, none is half-written", file=sys.stderr)
+        return 130
+
+
+def fraction(text: str) -> float:
+    if not 0 <= float(text) < 1:
+        raise ValueError(text)
+    return float(text)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--dataset", choices=("demo", "amazon-reviews", "amazon-ratings", "csv"), help="format of --input; demo when there is none")
+    add("--input", type=Path, nargs="+", metavar="PATH", help="files of ratings or reviews, gzip or plain")
+    add("--metadata", type=Path, metavar="PATH", help="Amazon product metadata: title, brand, category, price")
+    add("--test-input", type=Path, metavar="PATH", help="test rows of your own; --split then governs the validation rows only")
+    add("--validation-input", type=Path, metavar="PATH", help="validation rows of your own")
+    add("--columns", metavar="user=..,item=..", help="with csv: header names or 0-based positions of user, item, rating, timestamp")
+    add("--download", metavar="NAME", help="fetch an Amazon category first, such as Electronics-2014, and use it as --input")
+    add("--min-core", type=int, default=5, metavar="K", help="keep users and items with at least K ratings")
+    add("--core-passes", default="until-stable", metavar="N", help="until-stable, or the number of filtering passes")
+    add("--drop-rating", type=float, nargs="+", default=[], metavar="R", help="ratings to drop before anything is counted")
+    add("--positive-threshold", type=float, default=4.0, metavar="R", help="like = rating >= R")
+    add("--split", choices=("time", "random", "per-user", "stratified", "leave-one-out"), default="time")
+    add("--test-fraction", type=fraction, default=0.1, metavar="F")
+    add("--validation-fraction", type=fraction, default=0.1, metavar="F")
+    add("--features", choices=("honest", "as-published"), default="honest", help="as-published rebuilds leaky features, to measure the leak")
+    add("--output-dir", type=Path, default=Path("processed_data"), metavar="DIR")
+    add("--seed", type=int, default=42)
+    args = parser.parse_args(argv)
+    if args.download and args.input:
+        parser.error("--download and --input exclude each other")
+    if args.dataset is None:
+        args.dataset = "csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo"
+    if args.dataset != "demo" and not args.input and not args.download:
+        parser.error(f"--dataset {args.dataset} needs --input")
+    if args.dataset == "demo" and args.input:
+        parser.error("--dataset demo writes its own --input; name another --dataset")
+    if (args.dataset == "csv") != bool(args.columns):
+        parser.error("--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together")
+    if args.test_fraction + args.validation_fraction >= 1:
+        parser.error("--test-fraction and --validation-fraction leave no training rows")
+    if args.core_passes != "until-stable" and not args.core_passes.isdigit():
+        parser.error("--core-passes takes until-stable or a number")
+    return args
+
+
+# ------------------------------------------------------------------------------------------------ reading and cleaning
+
+
+def read_rows(args: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
+    """All input lines as one frame: readers.ROWS plus `file` (position in the returned names) and `given` (split or -1)."""
+    read = {
+        "amazon-reviews": amazon.read_reviews,
+        "amazon-ratings": amazon.read_ratings,
+        "csv": lambda path: delimited.read_delimited(path, delimited.parse_columns(args.columns)),
+    }[args.dataset]
+    sources = [(path, -1) for path in args.input]
+    sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
+    tables = []
+    for file, (path, given) in enumerate(sources):
+        for table in read(path):
+            constant = {"file": pa.array(np.full(len(table), file, np.int16)), "given": pa.array(np.full(len(table), given, np.int8))}
+            for name, column in constant.items():
+                table = table.append_column(name, column)
+            tables.append(table)
+    if not tables:
+        raise InputError(f"{args.input[0]}: the file is empty")
+    table = pa.concat_tables(tables).combine_chunks()
+    rows = {name: table[name].to_numpy() for name in table.column_names if name not in (USER, ITEM, "problem")}
+    for name in (USER, ITEM):
+        codes = table[name].combine_chunks().dictionary_encode()
+        rows[name] = pd.Categorical.from_codes(codes.indices.fill_null(-1).to_numpy(zero_copy_only=False), codes.dictionary.to_pandas())
+    rows["problem"] = table["problem"].to_pandas()
+    return pd.DataFrame(rows), [str(path) for path, _ in sources]
+
+
+def reject_unusable(rows: pd.DataFrame, rating_range: tuple[float, float] | None) -> pd.Series:
+    """The first reason why each row cannot be used, or null."""
+    reason = rows["problem"].astype(object).where(rows["problem"].notna(), None)
+
+    def mark(bad: np.ndarray, text: str) -> None:
+        reason[np.asarray(bad) & reason.isna().to_numpy()] = text
+
+    mark(rows[USER].cat.codes < 0, "missing user")
+    mark(rows[ITEM].cat.codes < 0, "missing item")
+    mark(~np.isfinite(rows[RATING].astype(float)), "missing or unparsable rating")
+    if rating_range:
+        low, high = rating_range
+        mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
+    if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
+        mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
+        mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
+    return reason
+
+
+def repeated_pairs(rows: pd.DataFrame) -> np.ndarray:
+    """True for all but the latest row of a user-item pair; a row of the user's own test or validation file wins."""
+    order = np.lexsort((np.arange(len(rows)), rows[TIMESTAMP].fillna(0), rows["given"], rows[ITEM].cat.codes, rows[USER].cat.codes))
+    user, item = rows[USER].cat.codes.to_numpy()[order], rows[ITEM].cat.codes.to_numpy()[order]
+    repeated = np.zeros(len(rows), bool)
+    repeated[order[:-1]] = (user[:-1] == user[1:]) & (item[:-1] == item[1:])
+    return repeated
+
+
+def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None) -> np.ndarray:
+    """Mask [rows] of the largest set in which every user and item has at least k rows (`passes` None), or after that many passes."""
+    keep = np.ones(len(user), bool)
+    while passes is None or passes > 0:
+        users, items = np.bincount(user[keep], minlength=user.max(initial=0) + 1), np.bincount(item[keep], minlength=item.max(initial=0) + 1)
+        kept = keep & (users[user] >= k) & (items[item] >= k)
+        if (kept == keep).all():
+            break
+        keep, passes = kept, passes and passes - 1
+    return keep
+
+
+def clean(args: argparse.Namespace, rows: pd.DataFrame, files: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Usable rows after de-duplication and k-core, in the order (time, user, item), and the rejected input lines."""
+    reason = reject_unusable(rows, (1, 5) if args.dataset != "csv" else None)
+    rejected = [rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])]
+    rows = rows[reason.isna().to_numpy()].drop(columns="problem")
+    if rows.empty:
+        first = rejected[0].iloc[0]
+        raise InputError(f"{files[first.file]}: no usable line (line {first.line}: {first.reason}); is it a file for --dataset {args.dataset}?")
+    rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
+    repeated = repeated_pairs(rows)
+    rejected.append(rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays"))
+    rows = rows[~repeated]
+    passes = None if args.core_passes == "until-stable" else int(args.core_passes)
+    before = len(rows)
+    rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
+    if rows.empty:
+        raise InputError(f"{files[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
+                         f"{args.min_core} ratings each; give a complete file or lower --min-core")
+    for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
+        kept = rows[name].cat.remove_unused_categories()
+        rows[name] = kept.cat.reorder_categories(sorted(kept.cat.categories))
+    rows["user_id"], rows["item_id"] = (rows[name].cat.codes.astype(np.int32) + 1 for name in (USER, ITEM))
+    rows = rows.sort_values([TIMESTAMP, "user_id", "item_id"], kind="stable", ignore_index=True)
+    return rows, pd.concat(rejected, ignore_index=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- splits
+
+
+def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Split of every row, 0 train, 1 validation, 2 test. Rows of the user's own files keep theirs."""
+    split = rows["given"].to_numpy().copy()
+    free = np.flatnonzero(split < 0)
+    test_fraction = 0.0 if args.test_input else args.test_fraction
+    validation_fraction = 0.0 if args.validation_input else args.validation_fraction
+    if args.test_input and not args.validation_input:  # fractions of the rows that are left to split
+        validation_fraction = min(args.validation_fraction / (1 - args.test_fraction), 0.99)
+    choose = {"time": split_by_time, "leave-one-out": split_off_last}.get(args.split, split_at_random)
+    split[free] = choose(args, rows.iloc[free], test_fraction, validation_fraction, rng)
+    for code, wanted in ((0, True), (1, args.validation_fraction > 0), (2, args.test_fraction > 0)):
+        if wanted and not (split == code).any():
+            raise InputError(f"--split {args.split} leaves no {SPLITS[code]} rows among {len(rows):,}; choose another --split or larger fractions")
+    return split
+
+
+def split_by_time(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
+    """The whole log cut at two moments: a row at the moment of a cut falls after it, so no moment is in two splits."""
+    times = rows[TIMESTAMP].to_numpy()
+    if np.isnan(times.astype(float)).any():
+        raise InputError("--split time needs timestamps and this data set has none; it can have --split random, per-user, stratified, leave-one-out")
+    ordered = np.append(np.sort(times), np.inf)
+    validation, test = (ordered[int(round(len(times) * (1 - f)))] for f in (test_fraction + validation_fraction, test_fraction))
+    return np.where(times >= test, 2, np.where(times >= validation, 1, 0))
+
+
+def split_off_last(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
+    """Each user's last row is test, the one before validation (a random order where there are no times)."""
+    tie = rng.permutation(len(rows))
+    rank = rank_within(rows["user_id"].to_numpy(), (tie, -rows[TIMESTAMP].fillna(0).to_numpy()))
+    size = np.bincount(rows["user_id"])[rows["user_id"]]
+    test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
+    return np.where(rank >= np.minimum(held, size - 1), 0, np.where(rank < test, 2, 1))
+
+
+def split_at_random(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
+    """random: over all rows; stratified: within each label; per-user: within each user, rounding up or down by chance."""
+    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int), "per-user": rows["user_id"].to_numpy()}[args.split]
+    rank, size = rank_within(groups, (rng.permutation(len(rows)),)), np.bincount(groups)[groups]
+    rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
+    test = np.floor(size * test_fraction + rounding)
+    held = np.minimum(np.floor(size * (test_fraction + validation_fraction) + rounding), size - 1)  # everybody keeps a training row
+    return np.where(rank < np.minimum(test, held), 2, np.where(rank < held, 1, 0))
+
+
+def rank_within(groups: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+    """0-based rank of each row inside its group when the group is sorted by `keys` (last key first, as in np.lexsort)."""
+    order = np.lexsort((*keys, groups))
+    ordered = groups[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
+    return rank
+
+
+# ------------------------------------------------------------------------------------------- point-in-time features
+
+
+def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What each row knows of its key from *counted* rows at strictly earlier moments.
+
+    key, moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
+    Returns float64 [rows] arrays: `review_count`, `avg_<name>` (NaN where nothing came before), `last` and `first`
+    moment (NaN likewise). Rows of one key with equal moments do not see each other.
+    """
+    order = np.lexsort((moment, key))
+    key, moment, counted, position = key[order], moment[order], counted[order], np.arange(len(key))
+    new_key = np.r_[True, key[1:] != key[:-1]]
+    new_moment = new_key | np.r_[True, moment[1:] != moment[:-1]]
+    start, now = (np.maximum.accumulate(np.where(new, position, 0)) for new in (new_key, new_moment))
+
+    def total(v: np.ndarray) -> np.ndarray:  # over the counted rows start <= row < now
+        running = np.r_[0.0, np.cumsum(np.where(counted, v, 0.0))]
+        return running[now] - running[start]
+
+    def at(row: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return np.where(known, moment[np.where(known, row, 0)], np.nan)
+
+    previous = np.r_[-1, np.maximum.accumulate(np.where(counted, position, -1))][now]
+    following = np.minimum.accumulate(np.where(counted, position, len(key))[::-1])[::-1][start]
+    found = {"review_count": total(np.ones(len(key))), "last": at(previous, previous >= start), "first": at(following, following < now)}
+    for name, value in values.items():
+        value = value[order]
+        with np.errstate(invalid="ignore"):
+            found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
+    result = {name: np.empty(len(key)) for name in found}
+    for name, value in found.items():
+        result[name][order] = value
+    return result
+
+
+def final_statistics(key: np.ndarray, size: int, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same statistics per key [size] over all counted rows: the state at the end of training."""
+    rows = pd.DataFrame({"moment": moment, **values})[counted].groupby(key[counted])
+    result = {"review_count": rows.size(), "last": rows["moment"].max(), "first": rows["moment"].min()}
+    result |= {f"avg_{name}": rows[name].mean() for name in values}
+    result = {name: column.reindex(range(size)).to_numpy(np.float64) for name, column in result.items()}
+    result["review_count"] = np.nan_to_num(result["review_count"])
+    return result
+
+
+def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """When each row happened, for "earlier". Without times: training rows in a random order, all other rows after them."""
+    if rows[TIMESTAMP].notna().all():
+        return rows[TIMESTAMP].to_numpy(np.float64)
+    return np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows)).astype(np.float64)
+
+
+def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, int]) -> dict[str, pd.DataFrame]:
+    """Add the user_* and item_* columns of every row; return both tables' numeric state at the end of training.
+
+    A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
+    so far, and the other way round. It tells a generous user from one who bought good things.
+    """
+    train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
+    keys = {who: rows[f"{who}_id"].to_numpy() for who in sizes}
+    values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
+    overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]})["avg_rating"]
+    known = {who: earlier_statistics(key, moment, train, values) for who, key in keys.items()}
+    tables = {}
+    for who, other in (("user", "item"), ("item", "user")):
+        expected = damped(known[other]["avg_rating"], known[other]["review_count"], overall)
+        rows[f"{who}_residual"] = values[RATING] - expected
+        residual = {"residual": rows[f"{who}_residual"].to_numpy()}
+        columns = known[who] | {"avg_residual": earlier_statistics(keys[who], moment, train, residual)["avg_residual"]}
+        state = final_statistics(keys[who], sizes[who], moment, train, values | residual)
+        if args.features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
+            leak = final_statistics(keys[who], sizes[who], moment, np.ones_like(train), values)
+            leak = {name: value for name, value in leak.items() if name in STATE}
+            columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
+        since = (moment[:, None] - np.stack([columns["last"], columns["first"]], 1)) / DAY_S if timed else np.full((len(rows), 2), np.nan)
+        for name in STATE:
+            rows[f"{who}_{name}"] = columns[name].astype(np.int32 if name == "review_count" else np.float32)
+        rows[f"{who}_days_since_last"] = since[:, 0].astype(np.float32)
+        if who == "item":
+            rows["item_age_days"] = since[:, 1].astype(np.float32)
+        ends = {f"{who}_{name}_timestamp": state[name] if timed else np.nan for name in ("last", "first")}
+        trained = {"train_count": np.bincount(keys[who][train], minlength=sizes[who])}
+        tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state[name] for name in STATE} | ends)
+    return tables
+
+
+def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None:
+    """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
+    key, train = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy()
+    residual = {"residual": rows["user_residual"].to_numpy()}
+    known = earlier_statistics(key, moment, train, residual)
+    state = final_statistics(key, spec["size"], moment, train & (key > 0), residual)
+    spec["state"] = {}
+    for name in PAIR_STATE:  # pairs outside the vocabulary, id 0, have no history of their own
+        short = name.removeprefix("user_category_")
+        empty, dtype = (0, np.int32) if short == "review_count" else (np.nan, np.float32)
+        rows[name] = np.where(key > 0, known[short], empty).astype(dtype)
+        spec["state"][name] = state[short].astype(dtype)
+
+
+# ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
+
+
+def encode(values: Iterable, vocabulary: list) -> np.ndarray:
+    """Code of every value, 0 where the vocabulary lacks it."""
+    return pd.Index(vocabulary[1:]).get_indexer(pd.Index(values)).astype(np.int32) + 1
+
+
+def moment_values(timestamp_s: np.ndarray) -> dict[str, np.ndarray]:
+    """year, month 1..12, weekday 0..6 (Monday 0) and period 1..4 (quarter of the year) of UTC timestamps."""
+    when = pd.DatetimeIndex(np.asarray(timestamp_s, "datetime64[s]"))
+    return {"year": when.year, "month": when.month, "weekday": when.day_of_week, "period": when.quarter}
+
+
+def encode_moments(timestamp_s: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
+    """Codes of the CONTEXT fields; all 0 where there is no time (NaN)."""
+    known = ~np.isnan(np.asarray(timestamp_s, np.float64))
+    codes = {name: np.zeros(len(known), np.int32) for name in CONTEXT}
+    for name, values in moment_values(np.asarray(timestamp_s)[known].astype(np.int64)).items():
+        codes[name][known] = encode(values, vocabularies[name])
+    return codes
+
+
+def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
+    """Average shrunk towards the prior as if DAMPING observations of it came first; the prior where there are none."""
+    return (np.nan_to_num(average) * count + prior * DAMPING) / (count + DAMPING)
+
+
+def numeric_values(name: str, frame: pd.DataFrame, items: pd.DataFrame, spec: dict) -> np.ndarray:
+    """A numeric feature before normalisation: averages are damped by their counts, counts are log(1 + n)."""
+    values = (items[name].to_numpy()[frame["item_id"]] if name in ATTRIBUTES else frame[name].to_numpy()).astype(np.float64)
+    if name.endswith("_count"):
+        return np.log1p(values)
+    if spec["prior"] is None:
+        return values
+    count = frame[f"{name.split('_avg_')[0]}_review_count"].to_numpy(np.float64)
+    return damped(values, np.where(np.isnan(values), 0, count), spec["prior"])
+
+
+def normalise(values: np.ndarray, spec: dict) -> np.ndarray:
+    """float32 around 0, missing is 0. Averages and counts are standardised: they go on growing after training, and how far
+    an average is from usual would be lost in its rank. All else becomes its training quantile, as in Cheng et al. 2016
+    (section 4.1), spread to -1..1."""
+    if spec["knots"]:
+        return np.nan_to_num(2 * np.interp(values, spec["knots"], spec["levels"]) - 1).astype(np.float32)
+    return np.nan_to_num((values - spec["mean"]) / spec["deviation"]).astype(np.float32)
+
+
+def fit_numeric(name: str, train: pd.DataFrame, items: pd.DataFrame, averages: dict[str, float]) -> dict:
+    """Specification of one numeric feature: prior of its damping; mean and deviation, or quantile knots with levels in 0..1."""
+    spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
+    values = numeric_values(name, train, items, spec)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return spec
+    if "_avg_" in name or name.endswith("_count"):
+        return spec | {"mean": float(values.mean()), "deviation": float(values.std()) or 1.0}
+    knots, first, repeats = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES)), return_index=True, return_counts=True)
+    return spec | {"knots": knots.tolist(), "levels": ((first + (repeats - 1) / 2) / (QUANTILES - 1)).tolist()}
+
+
+def rating_bucket(who: str, frame: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> np.ndarray:
+    """Quantile bucket of the damped average rating, 1 .. RATING_BUCKETS; 0 where there is no earlier rating."""
+    name = f"{who}_avg_rating"
+    values = numeric_values(name, frame, items, vocabularies["numeric"][name])
+    bucket = np.searchsorted(vocabularies["bucket_edges"][name], values, side="right") + 1
+    return np.where(frame[f"{who}_review_count"].to_numpy() > 0, bucket, 0).astype(np.int32)
+
+
+def cross_keys(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
+    """One 64-bit integer per pair of codes, distinct for distinct pairs."""
+    return np.asarray(left, np.int64) * spec["right_size"] + np.asarray(right, np.int64)
+
+
+def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
+    """Ids of the crosses left x right, 0 where either code is unknown or the pair is not in the vocabulary.
+
+    left, right: integer arrays that broadcast. Exact crosses look the pair up among the sorted training pairs;
+    hashed ones mix its key (the finaliser of splitmix64, Steele et al. 2014), which is stable across machines.
+    The id depends on the two codes and the specification alone, so any candidate gets it at any time.
+    """
+    key = cross_keys(left, right, spec)
+    if spec["kind"] == "exact":
+        keys = spec["keys"] if len(spec["keys"]) else np.array([-1])
+        found = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        ids = np.where(keys[found] == key, found + 1, 0)
+    else:
+        z = key.astype(np.uint64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        ids = ((z ^ (z >> np.uint64(31))) % np.uint64(spec["size"] - 1)).astype(np.int64) + 1
+    return np.where((np.asarray(left) == 0) | (np.asarray(right) == 0), 0, ids).astype(np.int32)
+
+
+def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
+    """Specification of a cross from the training rows' codes: the exact pairs where they are few, else a hash."""
+    spec = {"right_size": int(right_size)}
+    known = (left > 0) & (right > 0)
+    keys = np.unique(cross_keys(left[known], right[known], spec))
+    if len(keys) <= EXACT_PAIRS:
+        return spec | {"kind": "exact", "size": len(keys) + 1, "keys": keys}
+    return spec | {"kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
+
+
+def field_codes(frame: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> dict[str, np.ndarray]:
+    """Codes of every categorical field for rows with user_id, item_id, the CONTEXT codes and the users' and items' state.
+
+    The one way in which training rows, test rows and catalogue candidates get their features. An id without
+    training rows becomes 0 (its attributes stay): nothing was learned for it.
+    """
+    user, item = frame["user_id"].to_numpy(), frame["item_id"].to_numpy()
+    codes = {name: frame[name].to_numpy() for name in CONTEXT}
+    codes |= {name: items[name].to_numpy()[item] for name in ("category", "brand")}
+    codes["user_id"] = np.where(users["train_count"].to_numpy()[user] > 0, user, 0)
+    codes["item_id"] = np.where(items["train_count"].to_numpy()[item] > 0, item, 0)
+    return codes | {f"{who}_rating_bucket": rating_bucket(who, frame, items, vocabularies) for who in ("user", "item")}
+
+
+def pair_state(user: np.ndarray, category: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
+    """PAIR_STATE at the end of training for known users' codes and categories' codes, which broadcast."""
+    spec = vocabularies["crosses"]["cross_user_category"]
+    ids = cross_ids(user, category, spec)
+    return {name: spec["state"][name][ids] for name in PAIR_STATE}
+
+
+def fit_vocabularies(train: pd.DataFrame, attributes: pd.DataFrame, items: pd.DataFrame) -> dict:
+    """Every vocabulary, quantile and bucket of the data set. train: training rows; attributes: raw, one row per item id."""
+    times = train[TIMESTAMP].dropna().to_numpy(np.int64)
+    vocabularies = {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
+    trained = attributes[items["train_count"].to_numpy() > 0]
+    vocabularies |= {name: [UNKNOWN, *sorted(trained[name].dropna().unique().tolist())] for name in ("category", "brand")}
+    averages = {name: float(train[name].mean()) for name in (RATING, *OWN_TEXT) if train[name].notna().any()} | {"residual": 0.0}
+    numeric = [name for name in (*NUMERIC, *OWN_TEXT) if name not in PAIR_STATE]
+    vocabularies["numeric"] = {name: fit_numeric(name, train, items, averages) for name in numeric}
+    levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
+    vocabularies["bucket_edges"] = {
+        name: np.unique(np.quantile(numeric_values(name, train, items, vocabularies["numeric"][name]), levels)).tolist()
+        for name in ("user_avg_rating", "item_avg_rating")
+    }
+    return vocabularies
+
+
+def add_crosses(rows: pd.DataFrame, moment: np.ndarray, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> None:
+    """Fit every cross on the training rows and add the cross_* columns and the history of pairs to all rows."""
+    codes, train = field_codes(rows, users, items, vocabularies), (rows["split"] == 0).to_numpy()
+    sizes = {"item_id": len(items), "item_rating_bucket": RATING_BUCKETS + 1} | {f: len(vocabularies[f]) for f in ("period", "category")}
+    vocabularies["crosses"] = {}
+    for name, (left, right) in CROSSES.items():
+        spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
+        rows[name] = cross_ids(codes[left], codes[right], spec)
+        vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
+    add_pair_history(rows, moment, vocabularies["crosses"]["cross_user_category"])
+    for name in PAIR_STATE:
+        vocabularies["numeric"][name] = fit_numeric(name, rows[train], items, {"residual": 0.0})
+
+
+def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict]:
+    """Split the clean rows and add every feature: (rows by split and time, users, items, vocabularies)."""
+    rng = np.random.default_rng(args.seed)
+    rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
+    rows["split"] = split_rows(args, rows, rng).astype(np.int8)
+    users, items = (raw_id_table(rows[name]) for name in (USER, ITEM))
+    attributes = attributes.reindex(items[ITEM]).reset_index(drop=True)
+    moment = moments_of(rows, rng)
+    state = add_history(args, rows, moment, {"user": len(users), "item": len(items)})
+    items["title"], items["item_price"] = attributes["title"], attributes["price"].astype(np.float32)
+    users, items = pd.concat([users, state["user"]], axis=1), pd.concat([items, state["item"]], axis=1)
+    vocabularies = fit_vocabularies(rows[rows["split"] == 0], attributes, items)
+    for name in ("category", "brand"):
+        items[name] = encode(attributes[name], vocabularies[name])
+    for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
+        rows[name] = codes.astype(np.int16)
+    add_crosses(rows, moment, users, items, vocabularies)
+    if args.features == "honest":  # a review's own text does not exist when it is to be predicted
+        rows = rows.drop(columns=list(OWN_TEXT))
+        for name in OWN_TEXT:
+            vocabularies["numeric"].pop(name)
+    rows = rows.drop(columns=[USER, ITEM, "file", "line", "given", "user_residual", "item_residual"]).sort_values("split", kind="stable", ignore_index=True)
+    first = ["user_id", "item_id", RATING, "label", TIMESTAMP, "split"]
+    return rows[[*first, *(c for c in rows if c not in first)]], users, items, vocabularies
+
+
+def raw_id_table(raw: pd.Series) -> pd.DataFrame:
+    """One row per encoded id: code 0 is unknown, code c > 0 is the c-th raw id."""
+    return pd.DataFrame({raw.name: [UNKNOWN, *raw.cat.categories]})
+
+
+def read_attributes(path: Path | None) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    """Product metadata by raw item id (METADATA columns), empty where there is none, and its rejected lines."""
+    table, rejected = amazon.read_metadata(path) if path else (METADATA.empty_table(), [])
+    return table.to_pandas().set_index(ITEM), rejected
+
+
+# ------------------------------------------------------------------------------------------------------------ artifacts
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file under a temporary name beside `path`, flush it to disk, then rename: never a half-written file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_reviews(path: Path, rows: pd.DataFrame) -> None:
+    """The rows in zstd parquet; no row group spans two splits, so a split can be read alone."""
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    table = table.set_column(table.column_names.index("split"), "split", pa.array(np.array(SPLITS, object)[rows["split"]]).dictionary_encode())
+    table = table.set_column(table.column_names.index(TIMESTAMP), TIMESTAMP, pa.array(rows[TIMESTAMP], from_pandas=True).cast(pa.int64()))
+    ends = np.cumsum(np.bincount(rows["split"], minlength=3))
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for start, end in zip(np.r_[0, ends[:-1]], ends):
+            writer.write_table(table.slice(start, end - start), row_group_size=PARQUET_ROW_GROUP)
+
+
+def convert(tree: Any, kind: type, function: Callable) -> Any:
+    """The same nested dicts with `function` applied to every leaf of a kind."""
+    if isinstance(tree, dict):
+        return {key: convert(value, kind, function) for key, value in tree.items()}
+    return function(tree) if isinstance(tree, kind) else tree
+
+
+def write_vocabularies(path: Path, vocabularies: dict) -> None:
+    path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4))
+
+
+def write_rejected(path: Path, rejected: pd.DataFrame, files: list[str]) -> None:
+    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN)
+    with open(path, "w") as out:
+        for row in shown.itertuples():
+            out.write(json.dumps({"file": files[row.file], "line": int(row.line), "reason": row.reason}) + "\n")
+
+
+def write_artifacts(folder: Path, writers: dict[str, Callable[[Path], None]], index: dict) -> None:
+    """All files under temporary names, then all renames, then dataset.json: a killed run leaves the old set, the new
+    set, or a mixture that does not match dataset.json and is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.tmp" for name in [*writers, INDEX]}
+    try:
+        for name, write in writers.items():
+            write(temporary[name])
+        index["files"] = {name: {"bytes": temporary[name].stat().st_size, "sha256": sha256(temporary[name])} for name in writers}
+        contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
+        index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
+        temporary[INDEX].write_text(json.dumps(index, indent=1) + "\n")
+        for path in temporary.values():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        for name in [*writers, INDEX]:
+            os.replace(temporary[name], folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+class BuiltinsOnly(pickle.Unpickler):
+    """Opens plain dicts, lists, strings and numbers; any other object needs a global, and every global is refused."""
+
+    def find_class(self, module: str, name: str) -> None:
+        raise pickle.UnpicklingError(f"asks for {module}.{name}")
+
+
+@dataclass
+class Dataset:
+    """Stage 1's artifacts, verified. reviews: rows in file order (train, validation, test); users, items: row == encoded id."""
+
+    folder: Path
+    index: dict
+    reviews: pd.DataFrame
+    users: pd.DataFrame
+    items: pd.DataFrame
+    vocabularies: dict
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """Read and verify a folder written by this script. Raises InputError with the line to run where anything is amiss."""
+    again = f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+        for name, told in index["files"].items():
+            if (folder / name).stat().st_size != told["bytes"] or sha256(folder / name) != told["sha256"]:
+                raise InputError(f"{folder / name} is not the file that {INDEX} names{again}")
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing{again}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}){again}") from None
+    try:
+        frames = []
+        for name in (REVIEWS, USERS, ITEMS):
+            frames.append(pq.read_table(folder / name).to_pandas())
+        name = VOCABULARIES
+        vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
+        for spec in vocabularies["crosses"].values():
+            spec |= convert({key: spec[key] for key in ("keys", "state") if key in spec}, list, np.array)
+        dataset = Dataset(folder, index, *frames, vocabularies)
+        name = check_dataset(dataset)
+    except Exception as error:  # whatever a damaged or hostile file provokes inside the parsers
+        raise InputError(f"{folder / name} cannot be used ({type(error).__name__}: {str(error)[:200]}){again}") from None
+    if name:
+        raise InputError(f"{folder}: {name}{again}")
+    return dataset
+
+
+def check_dataset(ds: Dataset) -> str:
+    """What in the artifacts contradicts their contract, or "": later stages index by these codes without looking again."""
+    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(ds.vocabularies[f]) for f in (*CONTEXT, "category", "brand")}}
+    sizes |= {name: ds.vocabularies["crosses"][name]["size"] for name in CROSSES}
+    for frame, name in [(ds.items, "category"), (ds.items, "brand"), *((ds.reviews, n) for n in sizes if n not in ("category", "brand"))]:
+        codes = frame[name].to_numpy()
+        if codes.dtype.kind != "i" or not len(codes) or codes.min() < 0 or codes.max() >= sizes[name]:
+            return f"{name} holds codes outside 0..{sizes[name] - 1}"
+    if ds.reviews[["user_id", "item_id"]].to_numpy().min() < 1:
+        return "a row has an unknown user or item"
+    split = ds.reviews["split"].astype(str).to_numpy()
+    if [s for s, before in zip(split, [None, *split[:-1]]) if s != before] != [s for s in SPLITS if s in split]:
+        return "the rows are not ordered train, validation, test"
+    columns = [n for n in ds.vocabularies["numeric"] if n not in ATTRIBUTES]
+    if not all(ds.reviews[n].dtype.kind in "if" for n in [*columns, RATING]) or not np.isfinite(ds.reviews[RATING]).all():
+        return "a numeric column holds something else"
+    for who, table in (("user", ds.users), ("item", ds.items)):
+        trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == "train"], minlength=len(table))
+        if not np.array_equal(trained, table["train_count"]) or not all(table[f"{who}_{n}"].dtype.kind in "if" for n in STATE):
+            return f"{who}s.parquet does not belong to {REVIEWS}"
+    for spec in ds.vocabularies["numeric"].values():
+        if len(spec["knots"]) != len(spec["levels"]) or (np.diff(spec["knots"]) <= 0).any():
+            return "the quantiles of a numeric feature are not increasing"
+    for spec in ds.vocabularies["crosses"].values():
+        if spec["kind"] == "exact" and (spec["size"] != len(spec["keys"]) + 1 or (np.diff(spec["keys"]) <= 0).any()):
+            return "the pairs of a cross are not sorted"
+        if any(len(values) != spec["size"] for values in spec.get("state", {}).values()):
+            return "the state of a cross does not cover its ids"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
+    """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", palette="colorblind")
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9), constrained_layout=True)
+    figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
+    share = rows[RATING].value_counts(normalize=True).sort_index() * 100
+    sns.barplot(x=[f"{r:g}" for r in share.index], y=share.to_numpy(), ax=axes[0, 0], color="C0")
+    axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.0f %%")
+    axes[0, 0].set(title="Ratings", xlabel="rating", ylabel="% of rows")
+    for axis, who in ((axes[0, 1], "user"), (axes[0, 2], "item")):
+        counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
+        axis.loglog(np.arange(1, len(counts) + 1), counts, color="C0")
+        axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most active first", ylabel="ratings")
+    plot_activity(axes[1, 0], axes[1, 1], rows)
+    cold = {s: [100 * (rows.loc[rows["split"] == c, f"{w}_id"].map(t["train_count"]) == 0).mean() for w, t in (("user", users), ("item", items))]
+            for c, s in enumerate(SPLITS) if c and (rows["split"] == c).any()}
+    shares = pd.DataFrame(cold, index=["user", "item"]).rename_axis("who").reset_index().melt("who", var_name="split")
+    sns.barplot(shares, x="split", y="value", hue="who", ax=axes[1, 2])
+    for bars in axes[1, 2].containers:
+        axes[1, 2].bar_label(bars, fmt="%.1f %%")
+    axes[1, 2].set(title="Rows whose user or item has no training row", xlabel="split", ylabel="% of rows")
+    axes[1, 2].legend(title=None)
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
+
+
+def plot_activity(volume, likes, rows: pd.DataFrame) -> None:
+    """Rows by split and the share of likes, both by calendar quarter."""
+    if rows[TIMESTAMP].isna().any():
+        for axis, title in ((volume, "Activity over time"), (likes, "Likes over time")):
+            axis.text(0.5, 0.5, "this data set has no timestamps", ha="center", transform=axis.transAxes)
+            axis.set(title=title, xticks=[], yticks=[])
+        return
+    quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q").to_timestamp()
+    by_split = pd.crosstab(quarter, rows["split"].map(dict(enumerate(SPLITS)))).reindex(columns=SPLITS, fill_value=0)
+    volume.stackplot(by_split.index, by_split.T.to_numpy(), labels=SPLITS, colors=["C0", "C1", "C2"])
+    volume.set(title="Activity over time", xlabel="quarter", ylabel="rows per quarter")
+    volume.legend(loc="upper left")
+    by_quarter = rows["label"].groupby(quarter).agg(["mean", "size"])
+    by_quarter = by_quarter[by_quarter["size"] >= 30]
+    likes.plot(by_quarter.index, 100 * by_quarter["mean"], color="C0")
+    likes.set(title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
+
+
+def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: float) -> dict:
+    """dataset.json but for the files: what the later stages and a reader need to know about the data set."""
+    times = rows[TIMESTAMP]
+    return {
+        "name": name,
+        "users": len(users) - 1,
+        "items": len(items) - 1,
+        "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
+        "positive_rate": float(rows["label"].mean()),
+        "positive_threshold": args.positive_threshold,
+        "rating_range": [float(rows[RATING].min()), float(rows[RATING].max())],
+        "split": args.split,
+        "features": args.features,
+        "seed": args.seed,
+        "min_core": args.min_core,
+        "last_training_timestamp": None if times.isna().any() else int(times[rows["split"] == 0].max()),
+        "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
+        "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
+        "seconds": round(seconds, 2),
+    }
+
+
+def print_summary(index: dict, folder: Path) -> None:
+    print(f"{index['name']}: {sum(index['rows'].values()):,} rows, {index['users']:,} users, {index['items']:,} items, "
+          f"{100 * index['positive_rate']:.1f} % liked (rating >= {index['positive_threshold']:g})")
+    print(f"{index['split']} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))
+    for reason, count in index["rejected"].items():
+        print(f"rejected {count:,}: {reason}")
+    print(f"wrote {folder} in {index['seconds']:.1f} s")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, started = parse_args(argv), time.perf_counter()
+    name = args.dataset
+    if args.download:
+        args.input = download(args.download, args.output_dir)
+        args.input, args.metadata = args.input[:1], args.metadata or next(iter(args.input[1:]), None)
+    elif args.dataset == "demo":
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        reviews, args.metadata = demo.write_demo(args.output_dir, args.seed)
+        args.input, args.dataset = [reviews], "amazon-reviews"
+    if name != "demo":
+        name = re.sub(r"(_5)?(\.(json|jsonl|csv|txt|parquet|gz))+$", "", args.input[0].name)
+    rows, files = read_rows(args)
+    attributes, unread = read_attributes(args.metadata)
+    rows, rejected = clean(args, rows, files)
+    if unread:
+        rejected = pd.concat([rejected, pd.DataFrame([(len(files), *line) for line in unread], columns=["file", "line", "reason"])])
+    rows, users, items, vocabularies = build(args, rows, attributes)
+    index = make_index(args, name, rows, users, items, rejected, time.perf_counter() - started)
+    write_artifacts(
+        args.output_dir,
+        {
+            REVIEWS: lambda path: write_reviews(path, rows),
+            USERS: lambda path: users.to_parquet(path, compression="zstd", index=False),
+            ITEMS: lambda path: items.to_parquet(path, compression="zstd", index=False),
+            VOCABULARIES: lambda path: write_vocabularies(path, vocabularies),
+            REJECTED: lambda path: write_rejected(path, rejected, [*files, str(args.metadata)]),
+            EXPLORATION: lambda path: plot_exploration(path, name, rows, users, items),
+        },
+        index,
+    )
+    print_summary(index, args.output_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,800 @@
+"""Stage 3: measure the model against baselines, and draw one page of results.
+
+    python model_evaluation.py
+
+Reads   processed_data/ (stage 1), best_wide_deep_model.pt and, where they exist, its ablations .wide.pt and .deep.pt (stage 2).
+Writes  metrics.json and results.png, each replaced in one step.
+
+Four protocols, never mixed; a metric that a protocol or an objective cannot give is absent, never 0:
+  ratings: every test row is scored.  catalogue: for a user, rank every kept item outside its training and validation rows;
+  relevant = the test items it liked.  held_out: rank only the user's own test rows.  global_list: one list over all test rows.
+Baselines are fitted on training rows and choose their knobs on validation rows; no choice of any kind looks at the test rows.
+"""
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from implicit.als import AlternatingLeastSquares
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
+from implicit.utils import ParameterWarning
+from matplotlib.figure import Figure
+from scipy.sparse import csr_matrix
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_file, run_script
+from wide_deep_model import checkpoint_paths, load_model
+
+# ----------------------------------------------------------------------------------------------------------------------
+BASELINES = ("popularity", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
+DAMPING_GRID = [(user, item) for user in (1, 4, 16, 64) for item in (1, 4, 16, 64)]  # mean_bias: rows at the mean added to each user, item
+KNN_GRID = [("cosine", 50), ("cosine", 200), ("bm25", 50), ("bm25", 200)]  # similarity, neighbours kept per item
+ALS_GRID = [(3, 10), (10, 30), (10, 100), (40, 100)]  # confidence of a like, L2 regularisation
+ALS_FACTORS, ALS_TRIAL_STEPS, ALS_STEPS = 64, 4, 12  # trial steps while choosing; the chosen point gets all steps
+CHOICE_USERS = 500  # validation users on whom item_knn and als choose by catalogue NDCG@10
+BLOCK_USERS = 100  # users whose scores of the whole catalogue are held at once
+BOOTSTRAP_THRESHOLDS = 10_000  # beyond as many distinct scores, neighbours are one for the intervals: moves an AUC by far less than 1e-5
+DIVERSITY_WORK = 2e8  # products of co-rating counts that intra-list diversity may cost (Electronics needs 2e7)
+HEAD_SHARE = 0.8  # head items: the fewest that together hold this share of the training rows
+LATENCY_CALLS, CALIBRATION_BINS = 100, 15
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR", help="written by amazon_preprocessing.py")
+    add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE", help="written by wide_deep_model.py")
+    add("--metrics", type=Path, default=Path("metrics.json"), metavar="FILE", help="every figure")
+    add("--plot", type=Path, default=Path("results.png"), metavar="FILE", help="one page of results")
+    add("--k", type=int, nargs="+", default=[5, 10, 20], help="list lengths")
+    add("--baselines", nargs="*", choices=BASELINES, default=BASELINES, metavar="NAME", help="models measured beside it")
+    add("--ranking-users", type=int, default=2000, metavar="N", help="users ranked over the whole catalogue, 0 = all")
+    add("--relevant", choices=("liked", "rated"), default="liked", help="test items that count as relevant in the catalogue protocol")
+    add("--keep-seen", action="store_true", help="let catalogue lists hold items of the user's training and validation rows")
+    add("--bootstrap", type=int, default=1000, metavar="N", help="replicates behind the 95 %% intervals, 0 = none")
+    add("--compare", type=Path, metavar="METRICS_JSON", help="figures of the same data with the other --features, drawn beside these")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the model scores")
+    add("--seed", type=int, default=42, help="draws the ranked users, the bootstrap and the start of als")
+    args = parser.parse_args(argv)
+    args.k = sorted(set(args.k))
+    if args.k[0] < 1 or min(args.ranking_users, args.bootstrap, args.seed) < 0:
+        parser.error("--k takes whole numbers from 1 on; --ranking-users, --bootstrap and --seed from 0 on")
+    for flag, path in (("--metrics", args.metrics), ("--plot", args.plot)):
+        if not path.absolute().parent.is_dir() or path.is_dir():
+            raise InputError(f"{flag} {path}: not a file in an existing folder; create the folder or name another file")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------- metrics of scored rows
+def places(score: np.ndarray) -> np.ndarray:
+    """Place of each score: 0 is the highest, equal scores share a place, NaN is last, below -inf."""
+    return np.unique(-score, return_inverse=True)[1]
+
+
+def curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
+    """[2, thresholds] weight of the likes, weight of the dislikes, scored at or above each distinct score, from the highest down."""
+    place = places(score)
+    return np.cumsum([np.bincount(place, weights=weight * (label == wanted)) for wanted in (1, 0)], axis=1)
+
+
+def areas(above: np.ndarray) -> np.ndarray:
+    """[2, ...] area under ROC and average precision of curves [2, thresholds, ...]; NaN where a class is missing.
+
+    AUC = P(a like scores above a dislike), ties half (Mann-Whitney U); average precision = sum of recall gained x precision.
+    """
+    both = (above[:, -1] > 0).all(axis=0)
+    likes, dislikes = above = np.where(both, above, np.nan)
+    new_likes, new_dislikes = np.diff(above, axis=1, prepend=0)
+    precision = likes / np.maximum(likes + dislikes, np.finfo(float).tiny)
+    won = (new_dislikes * (likes - new_likes / 2)).sum(axis=0)
+    return np.stack([won / (likes[-1] * dislikes[-1]), (new_likes * precision).sum(axis=0) / likes[-1]])
+
+
+def auc(label: np.ndarray, score: np.ndarray) -> float:
+    return float(areas(curve(label, score))[0])
+
+
+def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray, n_users: int) -> tuple[np.ndarray, np.ndarray]:
+    """([users] AUC among the user's own rows, NaN if it has one class only; [users] rows). user: [rows] in 0..n_users-1."""
+    place = places(score)
+    group, inside = np.unique(user * np.int64(len(place)) + place, return_inverse=True)  # equal scores of a user are one group
+    owner = group // len(place)
+    liked, disliked = (np.bincount(inside, weights=label == wanted) for wanted in (1, 0))
+    likes, dislikes = (np.bincount(owner, weights=part, minlength=n_users) for part in (liked, disliked))
+    above = np.cumsum(liked) - liked / 2 - (np.cumsum(likes) - likes)[owner]  # own likes scored above, ties half
+    won, pairs = np.bincount(owner, weights=disliked * above, minlength=n_users), likes * dislikes
+    return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan), likes + dislikes
+
+
+def gauc(user: np.ndarray, label: np.ndarray, score: np.ndarray, n_users: int) -> float:
+    """Mean of the users' AUCs weighted by their rows (Zhu et al. 2017, arXiv 1703.02091); one-class users are left out."""
+    value, rows = user_auc(user, label, score, n_users)
+    weight = np.where(np.isnan(value), 0, rows)
+    return float(np.dot(np.nan_to_num(value), weight) / weight.sum()) if weight.any() else np.nan
+
+
+def log_losses(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
+    """[rows] -log P(label) where P(like) = sigmoid(logit), exact for large logits."""
+    return np.logaddexp(0, np.where(label == 1, -1.0, 1.0) * logit)
+
+
+def reliability(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """[3, bins] rows, mean probability, share of likes in equally wide bins of the probability; 0 where a bin is empty."""
+    which = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    rows, *sums = (np.bincount(which, weights=v, minlength=CALIBRATION_BINS) for v in (np.ones(len(label)), probability, label))
+    return np.stack([rows, *(total / np.maximum(rows, 1) for total in sums)])
+
+
+def ece(label: np.ndarray, probability: np.ndarray) -> float:
+    """Expected calibration error over 15 equally wide bins (Guo et al. 2017, arXiv 1706.04599)."""
+    rows, predicted, observed = reliability(label, probability)
+    return float(np.dot(rows, np.abs(predicted - observed)) / rows.sum())
+
+
+# ---------------------------------------------------------------------------------------------------- metrics of lists
+def top_k_lists(scores: np.ndarray, relevant: np.ndarray, k: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The k best columns of each row, ties broken against the model, and which of them are relevant.
+
+    scores [users, items]; relevant, exclude: bool of that shape. Among equal scores irrelevant items come first, then lower codes;
+    NaN comes last, below -inf. Returns lists [users, k] of columns, -1 where candidates run out, and hits [users, k] bool.
+    """
+    key = np.negative(scores, dtype=np.result_type(scores, np.float32))
+    np.copyto(key, np.nan, where=exclude)  # partition puts NaN last
+    last = min(k, scores.shape[1]) - 1
+    threshold = np.partition(key, last, axis=1)[:, last, None]
+    better, tied = key < threshold, key == threshold
+    short = np.isnan(threshold[:, 0])  # fewer than k candidates with a score: those without one follow
+    better[short], tied[short] = ~np.isnan(key[short]), np.isnan(scores[short]) & ~exclude[short]
+    many = np.flatnonzero(np.count_nonzero(tied, axis=1) > k)  # of many equal scores, the first k irrelevant ones suffice
+    irrelevant = tied[many] & ~relevant[many]
+    tied[many] &= ~irrelevant | (np.cumsum(irrelevant, axis=1, dtype=np.int32) <= k)
+    row, column = np.nonzero(better | tied)
+    hit = relevant[row, column]
+    order = np.lexsort((column, hit, key[row, column], row))
+    row, column, hit = row[order], column[order], hit[order]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    lists, hits = np.full((len(scores), k), -1), np.zeros((len(scores), k), bool)
+    keep = rank < k
+    lists[row[keep], rank[keep]], hits[row[keep], rank[keep]] = column[keep], hit[keep]
+    return lists, hits
+
+
+def own_row_lists(user: np.ndarray, item: np.ndarray, label: np.ndarray, score: np.ndarray, k: int, n_users: int) -> np.ndarray:
+    """[users, k] row numbers of each user's k best rows, -1 where it has fewer; ties and NaN as in top_k_lists."""
+    rank = rank_within(user, (item, label, places(score)))
+    rows, lists = np.flatnonzero(rank < k), np.full((n_users, k), -1)
+    lists[user[rows], rank[rows]] = rows
+    return lists
+
+
+def list_metrics(hits: np.ndarray, n_relevant: np.ndarray) -> dict[str, np.ndarray]:
+    """hits [users, K] bool, n_relevant [users] -> {metric: [users]}, 0 for users without relevant items (to be left out of averages).
+
+    precision: hits / K, also where a list is shorter; recall: hits / relevant; hit_rate: any hit; ndcg: sum of 1 / log2(rank + 1)
+    over hits, divided by that of min(K, relevant) hits on top (Jarvelin and Kekalainen 2002); map: sum of the precision at each
+    hit's rank / min(K, relevant); mrr: 1 / rank of the first hit.
+    """
+    rank = np.arange(1, hits.shape[1] + 1)
+    discount, possible = 1 / np.log2(rank + 1), np.clip(n_relevant, 1, len(rank))
+    return {"precision": hits.mean(axis=1), "recall": hits.sum(axis=1) / np.maximum(n_relevant, 1), "hit_rate": hits.max(axis=1) * 1.0,
+            "ndcg": hits @ discount / np.cumsum(discount)[possible - 1],
+            "map": (np.cumsum(hits, axis=1) / rank * hits).sum(axis=1) / possible, "mrr": (hits / rank).max(axis=1)}
+
+
+def coverage_at_k(lists: np.ndarray, n_items: int) -> float:
+    """Distinct items in the lists / items that could be there."""
+    return len(np.unique(lists[lists >= 0])) / n_items
+
+
+def gini_at_k(lists: np.ndarray, n_items: int) -> float:
+    """Gini coefficient of how often each kept item is listed: 0 = all alike, towards 1 = a few items get every place."""
+    exposure = np.sort(np.bincount(lists[lists >= 0], minlength=n_items + 1)[1:])
+    return float(np.dot(2 * np.arange(1, n_items + 1) - n_items - 1, exposure) / (n_items * max(exposure.sum(), 1)))
+
+
+def novelty_at_k(lists: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """[users] mean self-information in bits of the listed items: -log2(share of training users who rated the item)."""
+    return np.where(lists >= 0, information[lists], 0).sum(axis=1) / np.maximum((lists >= 0).sum(axis=1), 1)
+
+
+def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
+    """[lists, K] intra-list diversity of the first 1, 2, ... K items: 1 - mean cosine of the sets of raters of each pair.
+
+    Defined alike for every model and data set, with or without categories. Items never rated have cosine 0; a list of one item
+    has no pair and gives NaN. raters: [users, items + 1], 1.0 where the user has a training row.
+    """
+    distinct, inside = np.unique(lists, return_inverse=True)
+    column = raters[:, np.maximum(distinct, 0)]
+    column.data = column.data / np.sqrt(np.bincount(column.indices, minlength=len(distinct)))[column.indices]
+    cosine, inside = csr_matrix(column.T @ column), inside.reshape(lists.shape)
+    cosine.sort_indices()
+    total, pairs = np.zeros(lists.shape), np.zeros(lists.shape)
+    for later in range(1, lists.shape[1]):
+        row = np.flatnonzero(lists[:, later] >= 0)  # lists are padded at their end
+        total[row, later] = sum(np.asarray(cosine[inside[row, earlier], inside[row, later]]).ravel() for earlier in range(later))
+        pairs[row, later] = later
+    total, pairs = np.cumsum(total, axis=1), np.cumsum(pairs, axis=1)
+    return np.where(pairs > 0, 1 - total / np.maximum(pairs, 1), np.nan)
+
+
+def interactions(rows: pd.DataFrame, shape: tuple[int, int]) -> csr_matrix:
+    """[users + 1, items + 1] float32, 1 where there is a row (a pair has one row at most)."""
+    return csr_matrix((np.ones(len(rows), np.float32), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
+
+
+class Catalogue:
+    """Rank every kept item not seen, for n_users users (0 = all) of those with a relevant one. relevant, seen: [users + 1, items + 1]."""
+
+    def __init__(self, relevant: csr_matrix, seen: csr_matrix, n_users: int, rng: np.random.Generator) -> None:
+        users = np.flatnonzero(np.diff(relevant.indptr))
+        self.users = np.sort(rng.choice(users, n_users, replace=False)) if 0 < n_users < len(users) else users  # codes
+        self.n_relevant, self.relevant, self.seen = np.diff(relevant.indptr)[self.users], relevant, seen
+
+    def rank(self, score_catalogue: Callable[[np.ndarray], np.ndarray], k: int, title: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(lists, hits) [ranked users, k], a block of users at a time."""
+        lists, hits = np.full((len(self.users), k), -1), np.zeros((len(self.users), k), bool)
+        for begin in tqdm(range(0, len(self.users), BLOCK_USERS), desc=title, disable=None if title else True, leave=False):
+            block = slice(begin, begin + BLOCK_USERS)
+            users = self.users[block]
+            exclude = self.seen[users].toarray() > 0
+            exclude[:, 0] = True  # the unknown item
+            lists[block], hits[block] = top_k_lists(score_catalogue(users), self.relevant[users].toarray() > 0, k, exclude)
+        return lists, hits
+
+
+class UserMeans:
+    """Metrics that are weighted means over users: sum(weight x value) / sum(weight), as they are or under resampling."""
+
+    def __init__(self, values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndarray | slice = slice(None)) -> None:
+        """values: {metric: [n]}; weight: [n], 0 = left out; users: the positions of these n among the test users."""
+        self.names, self.users, self.weight = list(values), users, np.asarray(weight, float)
+        self.weighted = np.where(self.weight[:, None] > 0, np.stack(list(values.values()), axis=1), 0) * self.weight[:, None]
+
+    def under(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """{metric: [replicates]} where test user u is taken counts[replicate, u] times; NaN where nobody counts."""
+        drawn = counts[:, self.users]
+        total, weight = (drawn @ part.astype(counts.dtype) for part in (self.weighted, self.weight))
+        mean = np.where(weight > 0, total.T / np.maximum(weight, 1e-9), np.nan)
+        return {name: np.sqrt(m) if name.endswith("rmse") else m for name, m in zip(self.names, mean)}
+
+
+# ----------------------------------------------------------------------------------------------------------- baselines
+@dataclass(frozen=True)
+class Scorer:
+    kind: str  # "logit": sigmoid(score) is P(like); "rating": on the rating scale; "order": only the order says something
+    score_rows: Callable[[pd.DataFrame], np.ndarray]
+    score_catalogue: Callable[[np.ndarray], np.ndarray]  # user codes -> [users, items + 1]
+    knobs: dict = field(default_factory=dict)
+
+
+def popularity(rows: pd.DataFrame, shape: tuple[int, int]) -> Scorer:
+    """Number of likes among the training rows."""
+    likes = np.bincount(rows["item_id"].to_numpy()[rows["label"].to_numpy() == 1], minlength=shape[1]).astype(np.float32)
+    return Scorer("order", lambda frame: likes[frame["item_id"].to_numpy()], lambda users: np.tile(likes, (len(users), 1)))
+
+
+def mean_bias(rows: pd.DataFrame, shape: tuple[int, int], damping: tuple[float, float]) -> Scorer:
+    """rating = mean + user offset + item offset, each offset shrunk by `damping` rows at 0, solved alternately."""
+    user, item, rating = (rows[c].to_numpy() for c in ("user_id", "item_id", "rating"))
+    mean = float(np.mean(rating, dtype=float))
+    of_user, n_user, n_item = np.zeros(shape[0]), np.bincount(user, minlength=shape[0]), np.bincount(item, minlength=shape[1])
+    for _ in range(5):
+        of_item = np.bincount(item, weights=rating - mean - of_user[user], minlength=shape[1]) / (n_item + damping[1])
+        of_user = np.bincount(user, weights=rating - mean - of_item[item], minlength=shape[0]) / (n_user + damping[0])
+    return Scorer("rating", lambda frame: mean + of_user[frame["user_id"].to_numpy()] + of_item[frame["item_id"].to_numpy()],
+                  lambda users: (mean + of_user[users, None] + of_item).astype(np.float32), {"damping": list(damping)})
+
+
+def item_knn(likes: csr_matrix, knobs: tuple[str, int]) -> Scorer:
+    """Sum of an item's similarities to the items that the user liked (Sarwar et al. 2001)."""
+    model = {"cosine": CosineRecommender, "bm25": BM25Recommender}[knobs[0]](K=knobs[1] + 1)  # + 1: an item finds itself
+    model.fit(likes, show_progress=False)
+    similarity = csr_matrix(model.similarity, dtype=np.float32)
+    similarity.data[similarity.indices == np.repeat(np.arange(likes.shape[1]), np.diff(similarity.indptr))] = 0
+
+    to_item = csr_matrix(similarity.T)
+
+    def score_rows(frame: pd.DataFrame) -> np.ndarray:
+        blocks = (frame[["user_id", "item_id"]].to_numpy()[begin:begin + 20_000].T for begin in range(0, len(frame), 20_000))
+        return np.concatenate([np.asarray(likes[user].multiply(to_item[item]).sum(axis=1), np.float32).ravel() for user, item in blocks])
+
+    return Scorer("order", score_rows, lambda users: (likes[users] @ similarity).toarray(),
+                  {"similarity": knobs[0], "neighbours": knobs[1]})
+
+
+def als(likes: csr_matrix, knobs: tuple[float, float], seed: int, steps: int) -> Scorer:
+    """Factors of implicit feedback by alternating least squares (Hu, Koren and Volinsky 2008)."""
+    settings = {"factors": ALS_FACTORS, "alpha": knobs[0], "regularization": knobs[1], "iterations": steps}
+    model = AlternatingLeastSquares(**settings, random_state=seed)
+    model.fit(likes, show_progress=False)
+    user, item = model.user_factors, model.item_factors
+    return Scorer("order", lambda frame: np.einsum("rf,rf->r", user[frame["user_id"].to_numpy()], item[frame["item_id"].to_numpy()]),
+                  lambda users: user[users] @ item.T, settings)
+
+
+def fit_baselines(names: list[str], ds: Dataset, model, rng: np.random.Generator) -> dict[str, Scorer]:
+    """Fit on training rows and choose on validation rows; if the model was refitted on both, refit the choice on both as well."""
+    shape, split = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy()
+    rows = ds.reviews[["user_id", "item_id", "rating", "label"]]
+    train, validation = rows[split == "train"], rows[split == "validation"]
+    final = rows[split != "test"] if model.config.get("refit") else train
+    likes, new_likes, final_likes = (interactions(part[part["label"].to_numpy() == 1], shape) for part in (train, validation, final))
+    task = Catalogue(new_likes, interactions(train, shape), CHOICE_USERS, rng)
+    seed = int(rng.integers(2**31))
+
+    def ndcg(scorer: Scorer) -> float:
+        return float(list_metrics(task.rank(scorer.score_catalogue, 10)[1], task.n_relevant)["ndcg"].mean()) if len(task.users) else 0.0
+
+    def row_quality(scorer: Scorer) -> float:
+        if model.config["objective"] == "rating" or validation["label"].nunique() < 2:
+            return -float(np.sum((scorer.score_rows(validation) - validation["rating"].to_numpy()) ** 2))
+        return auc(validation["label"].to_numpy(), scorer.score_rows(validation))
+
+    def best(grid: list[tuple], make: Callable[[tuple], Scorer], quality: Callable[[Scorer], float]) -> tuple:  # the first of equals
+        return grid[int(np.argmax([quality(make(knobs)) for knobs in grid]))]
+
+    fit = {"popularity": lambda: popularity(final, shape),
+           "mean_bias": lambda: mean_bias(final, shape, best(DAMPING_GRID, lambda knobs: mean_bias(train, shape, knobs), row_quality)),
+           "item_knn": lambda: item_knn(final_likes, best(KNN_GRID, lambda knobs: item_knn(likes, knobs), ndcg)),
+           "als": lambda: als(final_likes, best(ALS_GRID, lambda knobs: als(likes, knobs, seed, ALS_TRIAL_STEPS), ndcg), seed, ALS_STEPS)}
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():  # implicit runs threads of its own; those of BLAS would collide with them
+        warnings.simplefilter("ignore", ParameterWarning)  # it remarks on its own conversions
+        return {name: fit[name]() for name in tqdm([n for n in fit if n in names], desc="baselines", disable=None, leave=False)}
+
+
+# ---------------------------------------------------------------------------------------------------- the four protocols
+class TestRows:
+    def __init__(self, frame: pd.DataFrame, rating_range: list[float]) -> None:
+        self.users, self.user = np.unique(frame["user_id"].to_numpy(), return_inverse=True)  # codes; position of each row's user
+        self.item, self.label, self.rating = (frame[c].to_numpy() for c in ("item_id", "label", "rating"))
+        self.n_users, self.rating_range = len(self.users), rating_range
+        self.n_liked = np.bincount(self.user, weights=self.label).astype(int)
+
+
+@dataclass
+class Result:
+    """What one model's scores gave. Metrics are named "protocol.metric"."""
+
+    kind: str
+    score: np.ndarray  # [test rows]
+    lists: np.ndarray  # [ranked users, K] item codes
+    hits: np.ndarray
+    means: list[UserMeans] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def ratings_protocol(result: Result, rows: TestRows) -> None:
+    score = np.asarray(result.score, float)
+    value, count = user_auc(rows.user, rows.label, score, rows.n_users)
+    result.means.append(UserMeans({"ratings.gauc": value}, np.where(np.isnan(value), 0, count)))
+    result.metrics |= dict(zip(("ratings.auc", "ratings.pr_auc"), areas(curve(rows.label, score)).tolist()))
+    result.metrics |= {"ratings.gauc_users": int(np.isfinite(value).sum()), "ratings.gauc_users_left_out": int(np.isnan(value).sum())}
+    losses = {}
+    if result.kind == "logit" and np.isfinite(score).all():
+        losses = {"logloss": log_losses(rows.label, score)}
+        result.metrics["ratings.ece"] = ece(rows.label, expit(score))
+    if result.kind == "rating" and np.isfinite(score).all():
+        error = np.clip(score, *rows.rating_range) - rows.rating
+        losses = {"rmse": error**2, "mae": np.abs(error)}
+    if losses:
+        result.means.append(UserMeans({f"ratings.{name}": np.bincount(rows.user, weights=v) / count for name, v in losses.items()}, count))
+
+
+def list_means(protocol: str, hits: np.ndarray, n_relevant: np.ndarray, ks: list[int]) -> dict[str, np.ndarray]:
+    return {f"{protocol}.{name}@{k}": value for k in ks for name, value in list_metrics(hits[:, :k], n_relevant).items()}
+
+
+def list_protocols(result: Result, rows: TestRows, ks: list[int]) -> None:
+    """held_out and global_list."""
+    lists = own_row_lists(rows.user, rows.item, rows.label, result.score, ks[-1], rows.n_users)
+    hits, items = (rows.label[lists] == 1) & (lists >= 0), np.where(lists >= 0, rows.item[lists], -1)
+    result.means.append(UserMeans(list_means("held_out", hits, rows.n_liked, ks), rows.n_liked > 0))
+    result.metrics |= {f"held_out.coverage@{k}": coverage_at_k(items[:, :k], len(np.unique(rows.item))) for k in ks}
+    best = own_row_lists(np.zeros(len(rows.item), int), rows.item, rows.label, result.score, ks[-1], 1)
+    values = list_means("global_list", (rows.label[best] == 1) & (best >= 0), rows.n_liked.sum(keepdims=True), ks)
+    if rows.label.any():
+        result.metrics |= {name: float(v[0]) for name, v in values.items() if "hit_rate" not in name and "mrr" not in name}
+
+
+def catalogue_protocol(results: dict[str, Result], catalogue: Catalogue, rows: TestRows, train: csr_matrix, ks: list[int],
+                       rng: np.random.Generator) -> None:
+    """All models at once: diversity needs one table of similarities. train: [users + 1, items + 1] the training rows."""
+    history = np.diff(train.indptr)
+    share = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1) / np.count_nonzero(history)  # never rated: as if once
+    order = rng.permutation(len(history))  # beyond the budget the similarity is that of a random sample of users
+    sample = order[np.cumsum(history[order].astype(float) ** 2) <= DIVERSITY_WORK]
+    diversity = np.split(diversity_at_k(np.concatenate([r.lists for r in results.values()]), train[np.sort(sample)]), len(results))
+    for result, of_lists in zip(results.values(), diversity):
+        values = list_means("catalogue", result.hits, catalogue.n_relevant, ks)
+        for k in ks:
+            lists, n_items = result.lists[:, :k], train.shape[1] - 1
+            values |= {f"catalogue.novelty@{k}": novelty_at_k(lists, -np.log2(share)), f"catalogue.diversity@{k}": of_lists[:, k - 1]}
+            result.metrics |= {f"catalogue.coverage@{k}": coverage_at_k(lists, n_items), f"catalogue.gini@{k}": gini_at_k(lists, n_items)}
+        result.means.append(UserMeans(values, np.ones(len(catalogue.users)), np.searchsorted(rows.users, catalogue.users)))
+
+
+# ------------------------------------------------------------------------------------------ intervals, slices, latency
+def thresholds(rows: TestRows, score: np.ndarray) -> list[csr_matrix]:
+    """Likes and dislikes as [thresholds, users], by falling score, so that a replicate's curve is one product with its user counts."""
+    place = places(score)
+    above = np.cumsum(np.bincount(place))
+    group = place if len(above) <= BOOTSTRAP_THRESHOLDS else (above[place] - 1) * BOOTSTRAP_THRESHOLDS // len(place)
+    shape, liked = (group.max() + 1, rows.n_users), rows.label == 1
+    return [csr_matrix((np.ones(part.sum(), np.float32), (group[part], rows.user[part])), shape=shape) for part in (liked, ~liked)]
+
+
+def bootstrap(results: dict[str, Result], rows: TestRows, replicates: int, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
+    """{model: {metric: [replicates]}}: users are drawn with replacement, every model sees the same draws, so differences are paired."""
+    block, n, drawn = int(np.clip(1e7 / rows.n_users, 1, 100)), rows.n_users, {name: {} for name in results}
+    classes = {name: thresholds(rows, result.score) for name, result in results.items()}
+    for begin in tqdm(range(0, replicates, block), desc="bootstrap", disable=None, leave=False):
+        size = min(block, replicates - begin)
+        counts = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float32)
+        by_user = np.ascontiguousarray(counts.T)
+        for name, result in results.items():
+            above = np.cumsum([part @ by_user for part in classes[name]], axis=1, dtype=float)
+            values = dict(zip(("ratings.auc", "ratings.pr_auc"), areas(above)))
+            for means in result.means:
+                values |= means.under(counts)
+            for metric, value in values.items():
+                drawn[name].setdefault(metric, []).append(value)
+    return {name: {metric: np.concatenate(parts) for metric, parts in metrics.items()} for name, metrics in drawn.items()}
+
+
+def interval(replicates: np.ndarray) -> list[float]:
+    """95 % percentile interval; replicates in which the metric does not exist are left out, [] if it exists in none."""
+    known = replicates[np.isfinite(replicates)]
+    return np.quantile(known, [0.025, 0.975]).tolist() if len(known) else []
+
+
+def differences(ours: Result, theirs: Result, ours_drawn: dict, theirs_drawn: dict) -> dict[str, dict]:
+    """{metric: wide_deep minus a baseline, the paired interval, percent of the baseline's value}."""
+    out = {m: {"difference": ours.metrics[m] - theirs.metrics[m]} for m in ours.metrics if m in theirs.metrics}
+    for m, entry in out.items():
+        if m in ours_drawn and m in theirs_drawn and (limits := interval(ours_drawn[m] - theirs_drawn[m])):
+            entry["interval"] = limits
+        if theirs.metrics[m]:
+            entry["percent"] = 100 * entry["difference"] / abs(theirs.metrics[m])
+    return out
+
+
+def slice_metrics(result: Result, rows: TestRows, user_count: np.ndarray, item_count: np.ndarray) -> dict[str, dict]:
+    """Ratings metrics of wide_deep on parts of the test rows. Head, tail and cold items divide the rows among themselves."""
+    order = np.argsort(-item_count, kind="stable")
+    in_head = np.isin(rows.item, order[:np.searchsorted(np.cumsum(item_count[order]), HEAD_SHARE * item_count.sum()) + 1])
+    known_user, known_item = user_count[rows.users[rows.user]] > 0, item_count[rows.item] > 0
+    out = {}
+    for name, part in {"cold_user": ~known_user, "warm_user": known_user, "cold_item": ~known_item, "head_items": in_head & known_item,
+                       "tail_items": ~in_head & known_item}.items():
+        user, label, score = rows.user[part], rows.label[part], result.score[part]
+        out[name] = {"rows": len(label), "users": len(np.unique(user)), "items": len(np.unique(rows.item[part]))}
+        if len(label):
+            values = {"positive_rate": float(label.mean()), "auc": auc(label, score), "gauc": gauc(user, label, score, rows.n_users)}
+            values |= {"logloss": float(log_losses(label, score).mean())} if "ratings.logloss" in result.metrics else {}
+            out[name] |= {metric: value for metric, value in values.items() if np.isfinite(value)}
+    return out
+
+
+def measure_latency(model, ds: Dataset, rng: np.random.Generator) -> dict[str, float]:
+    """Milliseconds of one model.recommend(raw user, 10) for random users with training rows, after warm-up."""
+    clock, known = [time.perf_counter()], np.flatnonzero(ds.users["train_count"].to_numpy() > 0)
+    for user in ds.users["user"].to_numpy()[rng.choice(known, LATENCY_CALLS + 5)]:
+        model.recommend(user, n=10)
+        clock.append(time.perf_counter())
+    p50, p95, p99 = np.percentile(1000 * np.diff(clock)[5:], [50, 95, 99]).tolist()
+    return {"p50": p50, "p95": p95, "p99": p99, "catalogue_items": len(ds.items) - 1, "threads": torch.get_num_threads()}
+
+
+# ----------------------------------------------------------------------------------------------------- report and table
+def read_comparison(path: Path, dataset: str) -> dict:
+    """Features and AUCs of another run on the same data set."""
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: float(model["ratings"]["auc"]) for name, model in other["models"].items() if "auc" in model["ratings"]}
+        name, features, _ = other["dataset"]["name"], other["protocol"]["features"], found["wide_deep"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--compare {path}: not a metrics.json of this script ({type(error).__name__}: {error})") from None
+    if name != dataset:
+        raise InputError(f"--compare {path}: measured on data set {name!r}, this one is {dataset!r}")
+    return {"features": str(features), "auc": found}
+
+
+def print_table(report: dict) -> None:
+    data, p, k, t = report["dataset"], report["protocol"], report["protocol"]["main_k"], report["latency_ms"]
+    columns = {"AUC": "ratings.auc", "gAUC": "ratings.gauc", "log loss": "ratings.logloss", f"catalogue NDCG@{k}": f"catalogue.ndcg@{k}",
+               f"held-out P@{k}": f"held_out.precision@{k}", f"global P@{k}": f"global_list.precision@{k}"}
+    print(f"\n{data['name']}: {data['test_rows']:,} test rows, split {p['split']}, features {p['features']}, objective {p['objective']}; "
+          f"catalogue: {data['items']:,} items for {p['ranked_users']:,} users; [95 % intervals]")
+    if "warning" in p:
+        print(f"\033[31m{p['warning']}\033[0m" if sys.stdout.isatty() else p["warning"])
+    print("\n" + "model".ljust(11), *(title.ljust(24) for title in columns))
+    for name, model in report["models"].items():
+        print(name.ljust(11), end=" ")
+        for protocol, metric in (column.split(".") for column in columns.values()):
+            limits, value = report["intervals"].get(name, {}).get(f"{protocol}.{metric}"), model.get(protocol, {}).get(metric)
+            cell = "-" if value is None else f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*limits) if limits else "")
+            print(cell.ljust(24), end=" ")
+        print()
+    print(f"base rate of likes in the test rows, what chance gives in a global list: {data['test_positive_rate']:.4f}\n")
+    for name, entries in report["differences"].items():
+        found = {title: entries[columns[title]] for title in ("AUC", f"catalogue NDCG@{k}") if columns[title] in entries}
+        for title, e in found.items():
+            text = f"{title} {e['difference']:+.4f}" + (" [{:+.4f}, {:+.4f}]".format(*e["interval"]) if "interval" in e else "")
+            print(f"wide_deep - {name}:".ljust(24), text + (f" {e['percent']:+.1f} %" if "percent" in e else ""))
+    for name, s in report["slices"].items():
+        print(f"{name}:".ljust(12), f"{s['rows']:,} rows", *(f"{m} {v:.4f}" for m, v in s.items() if isinstance(v, float)))
+    print(f"recommend: p50 {t['p50']:.1f}, p95 {t['p95']:.1f}, p99 {t['p99']:.1f} ms over {t['catalogue_items']:,} items on "
+          f"{t['threads']} threads; evaluation {report['seconds']['total']:.1f} s")
+
+
+# ---------------------------------------------------------------------------------------------------------- results.png
+STYLE = {"font.size": 10.5, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+         "axes.titleweight": "bold", "axes.titlesize": 13, "axes.titlepad": 10}
+BLUE, ORANGE, GREEN, PINK, GREY, PALE, INK, RED = "#0072B2", "#D98200", "#009E73", "#B5638F", "#8A8A8A", "#D5D5D5", "#222222", "#C00000"
+TITLES = {"wide_deep": "Wide & Deep", "wide_only": "wide only", "deep_only": "deep only", "item_knn": "item-kNN", "als": "ALS",
+          "mean_bias": "user + item mean", "popularity": "popularity"}
+
+
+def name_rows(ax, names: list[str]) -> None:
+    """One row per model, Wide & Deep in bold blue."""
+    ax.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names])
+    for tick, name in zip(ax.get_yticklabels(), names):
+        tick.set(color=BLUE, weight="bold") if name == "wide_deep" else tick.set(color=INK)
+
+
+def draw_dots(ax, rows: dict[str, list[tuple[float, list[float], str]]]) -> None:
+    """Per row, from the bottom up, one or two (value, interval, colour), the second one labelled below."""
+    for y, dots in enumerate(rows.values()):
+        for (value, limits, colour), above in zip(dots, (7, -18)):
+            ax.plot(limits or [value] * 2, [y, y], color=colour, lw=3)
+            ax.plot(value, y, "o", color=colour, ms=8)
+            ax.annotate(f"{value:.3f}", (value, y), (0, above), textcoords="offset points", ha="center", color=colour)
+    name_rows(ax, list(rows))
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    ax.margins(x=0.14)
+
+
+def best_other(report: dict, protocol: str, metric: str) -> str | None:
+    values = {m: v[protocol][metric] for m, v in report["models"].items() if metric in v.get(protocol, {}) and m != "wide_deep"}
+    return max(values, key=values.get, default=None)
+
+
+def draw_models(ax, report: dict, protocol: str, metric: str) -> None:
+    """The models by one metric with its intervals, the best on top."""
+    found = sorted((v[protocol][metric], m) for m, v in report["models"].items() if metric in v.get(protocol, {}))
+    limits = {m: v.get(f"{protocol}.{metric}", []) for m, v in report["intervals"].items()}
+    draw_dots(ax, {m: [(value, limits.get(m, []), BLUE if m == "wide_deep" else GREY)] for value, m in found})
+    titles = {"ratings": "Telling likes from dislikes", "catalogue": "Choosing from the catalogue"}
+    ax.set(title=titles[protocol], xlabel=f"{metric.upper()} with 95 % interval")
+
+
+def draw_slices(ax, slices: dict[str, dict]) -> None:
+    titles = {name: f"{name.replace('_', ' ')}\n{s['rows']:,} rows" for name, s in reversed(slices.items())}
+    draw_dots(ax, {title: [(slices[name]["auc"], [], BLUE)] if "auc" in slices[name] else [] for name, title in titles.items()})
+    ax.set(title="Wide & Deep by slice", xlabel="AUC (none where one class is missing)")
+
+
+def draw_comparison(ax, report: dict, other: dict) -> None:
+    """AUC of this run and the other one, honest features first."""
+    runs = [(report["protocol"]["features"], {m: v["ratings"]["auc"] for m, v in report["models"].items() if "auc" in v["ratings"]})]
+    runs = sorted([*runs, (other["features"], other["auc"])], key=lambda run: run[0] != "honest")
+    names = [name for name in reversed(runs[0][1]) if name in runs[1][1]]
+    draw_dots(ax, {name: [(values[name], [], colour) for (_, values), colour in zip(runs, (BLUE, RED))] for name in names})
+    for x, (features, _), colour in zip((0.0, 0.4), runs, (BLUE, RED)):
+        ax.text(x, 0.98, f"● {features}", color=colour, va="top", transform=ax.transAxes)
+    ax.set(title="Leakage: honest, as published", xlabel="AUC on the test rows", ylim=(-0.7, len(names)))
+
+
+def draw_roc(ax, report: dict, results: dict[str, Result], rows: TestRows) -> None:
+    best = best_other(report, "ratings", "auc")
+    style = {"wide_deep": (BLUE, 2.6, 3, 0.2), best: (ORANGE, 1.8, 2, 0.13)}
+    for name in (name for name in results if "auc" in report["models"][name]["ratings"]):
+        y, x = (np.append(0, above / above[-1]) for above in curve(rows.label, results[name].score))
+        thin = np.unique(np.linspace(0, len(x) - 1, 1000).astype(int))
+        colour, width, above, height = style.get(name, (PALE, 1.2, 1, None))
+        ax.plot(x[thin], y[thin], color=colour, lw=width, zorder=above)
+        if height:
+            ax.text(0.97, height, f"{TITLES[name]} {report['models'][name]['ratings']['auc']:.3f}", color=colour, ha="right", weight="bold")
+    ax.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
+    ax.text(0.97, 0.06, "others grey, chance dotted", color=GREY, ha="right")
+    ax.set(title="ROC on the test rows", xlabel="dislikes above threshold", ylabel="likes above threshold", xlim=(0, 1), ylim=(0, 1.01))
+
+
+def draw_calibration(ax, result: Result, rows: TestRows) -> None:
+    if "ratings.ece" in result.metrics:
+        count, mean, observed = reliability(rows.label, expit(np.asarray(result.score, float)))
+        full, centre = count >= max(5, 0.002 * count.sum()), (np.arange(len(count)) + 0.5) / len(count)
+        ax.bar(centre, 0.25 * count / count.max(), 0.92 / len(count), color=PALE)
+        ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2)
+        ax.text(0.04, 0.93, f"ECE {result.metrics['ratings.ece']:.3f}", color=BLUE, weight="bold")
+    ax.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
+    ax.text(0.04, 0.87, "grey: number of rows" if "ratings.ece" in result.metrics else "no probabilities under this objective", color=GREY)
+    ax.set(title="Calibration", xlabel="predicted P(like)", ylabel="share liked", xlim=(0, 1), ylim=(0, 1))
+
+
+def draw_lines(ax, x: list, lines: list[tuple[list[float], str, str]], top: float) -> None:
+    """Lines [(y, label, colour)] with their labels right of the axes, pushed apart so that no two overlap; no label: dotted."""
+    for y, label, colour in lines:
+        ax.plot(x, y, "o-" if label else "o:", color=colour, lw=2.4 if label else 1.4, ms=5 if label else 3)
+    (low, high), at = ax.get_ylim(), -1.0
+    ax.set_ylim(low, high := low + top * (high - low))
+    for y, label, colour in sorted((y[-1], label, colour) for y, label, colour in lines if label):
+        at = max((y - low) / (high - low), at + 0.065)
+        ax.text(1.02, at, label, color=colour, va="center", transform=ax.transAxes)
+
+
+def draw_over_k(ax, report: dict) -> None:
+    ks, other = report["protocol"]["k"], best_other(report, "catalogue", f"ndcg@{report['protocol']['main_k']}")
+    names = {"precision": ("precision", ORANGE), "ndcg": ("NDCG", BLUE), "recall": ("recall", GREEN), "hit_rate": ("hit rate", PINK)}
+    models = {name: report["models"][name].get("catalogue") for name in ("wide_deep", other) if name}
+    draw_lines(ax, ks, [([values[f"{metric}@{k}"] for k in ks], label if name == "wide_deep" else "", colour)
+                        for metric, (label, colour) in names.items() for name, values in models.items() if values], 1.15)
+    ax.text(0.03, 0.97, f"solid: Wide & Deep\ndotted: {TITLES.get(other, 'no baseline')}", va="top", transform=ax.transAxes)
+    ax.set(title="Catalogue metrics over K", xlabel="list length K", ylabel="mean over users", xticks=ks)
+
+
+def draw_learning(ax, history: list[dict]) -> None:
+    epochs, parts = [h["epoch"] for h in history], (("train", GREY), ("validation", BLUE))
+    draw_lines(ax, epochs, [([h[f"{part}_loss"] for h in history], part, colour) for part, colour in parts
+                            if history and all(f"{part}_loss" in h for h in history)], 1.2)
+    if scored := [h for h in history if "validation_auc" in h]:
+        best = max(scored, key=lambda h: h["validation_auc"])
+        ax.axvline(best["epoch"], color=INK, lw=1, ls=":")
+        x, side = (0.03, "left") if 2 * best["epoch"] > epochs[0] + epochs[-1] else (0.97, "right")
+        text = f"best validation AUC {best['validation_auc']:.3f}\nin epoch {best['epoch']}"
+        ax.text(x, 0.97, text, ha=side, va="top", transform=ax.transAxes)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    ax.set(title="Learning curves", xlabel="epoch", ylabel="loss")
+
+
+def draw_tail(ax, results: dict[str, Result], item_count: np.ndarray, k: int) -> None:
+    """Share of the places in the lists by popularity of the item, and how much of the catalogue is listed at all."""
+    n, group = len(item_count) - 1, np.zeros(len(item_count), int)
+    group[1 + np.argsort(-item_count[1:], kind="stable")] = np.searchsorted([0.01, 0.1, 0.5], (np.arange(n) + 0.5) / n)
+    rows = {"every item alike": np.bincount(group[1:], minlength=4), "training rows": np.bincount(group, weights=item_count, minlength=4)}
+    listed = {name: results[name].lists[:, :k] for name in reversed(results)}
+    rows |= {name: np.bincount(group[lists[lists >= 0]], minlength=4) for name, lists in listed.items()}
+    colours, top = ("#08306B", "#3B7EBB", "#9CC7E3", "#F0C77A"), len(rows) - 0.4
+    for y, (name, counts) in enumerate(rows.items()):
+        share = counts / max(counts.sum(), 1)
+        ax.barh([y] * 4, share, left=np.cumsum(share) - share, color=colours, height=0.72)
+        ax.text(1.02, y, f"{coverage_at_k(listed[name], n):.1%}" if name in listed else "", va="center", fontsize=9.5)
+    name_rows(ax, list(rows))
+    for x, text, colour in zip((0.0, 0.25, 0.5, 0.78), ("top 1 %", "1-10 %", "10-50 %", "rest"), colours):
+        ax.text(x, top, "■", color=colour, fontsize=11)
+        ax.text(x + 0.065, top, text, fontsize=8.5)
+    ax.text(1.02, top, "listed", fontsize=8.5)
+    ax.set(title="Popularity of what is listed", xlabel=f"share of the places in the top-{k} lists", xlim=(0, 1), ylim=(-0.6, top + 0.6))
+
+
+def draw(report: dict, results: dict, rows: TestRows, history: list[dict], item_count: np.ndarray, other: dict | None) -> Figure:
+    data, p, k = report["dataset"], report["protocol"], report["protocol"]["main_k"]
+    figure = Figure(figsize=(17.5, 10.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.16, h_pad=0.16, rect=(0, 0, 1, 0.885 if "warning" in p else 0.915))
+    axes = figure.subplots(2, 4).ravel()
+    draw_models(axes[0], report, "ratings", "auc")
+    draw_models(axes[1], report, "catalogue", f"ndcg@{k}")
+    draw_roc(axes[2], report, results, rows)
+    draw_calibration(axes[3], results["wide_deep"], rows)
+    draw_comparison(axes[4], report, other) if other else draw_slices(axes[4], report["slices"])
+    draw_tail(axes[5], results, item_count, k)
+    draw_learning(axes[6], history)
+    draw_over_k(axes[7], report)
+    title = f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['test_rows']:,} test rows"
+    text = (f"split {p['split']} · features {p['features']} · objective {p['objective']} · catalogue: every kept item ranked for "
+            f"{p['ranked_users']:,} users, relevant = {p['relevant']} test items · {data['test_positive_rate']:.0%} of the test rows liked")
+    figure.text(0.01, 0.968, title, fontsize=20, weight="bold", va="center")
+    figure.text(0.01, 0.932, text, fontsize=12.5, va="center")
+    figure.text(0.01, 0.9, p.get("warning", ""), color=RED, fontsize=15, weight="bold", va="center")
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[part] = round(time.perf_counter() - begin, 3)
+
+
+def load_models(args: Namespace, ds: Dataset) -> dict[str, object]:
+    """wide_deep, and those ablations that are asked for and lie beside it."""
+    models = {"wide_deep": load_model(args.checkpoint, device=args.device)}
+    if models["wide_deep"].fingerprint != ds.index["fingerprint"]:
+        again = f"python wide_deep_model.py --data-dir {args.data_dir} --checkpoint {args.checkpoint}"
+        raise InputError(f"{args.checkpoint} was trained on other data than {args.data_dir}; run: {again}")
+    found = checkpoint_paths(args.checkpoint)
+    return models | {name: load_model(found[name], device=args.device) for name in args.baselines if found.get(name)}
+
+
+def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generator, seconds: dict) -> tuple[dict, TestRows, int]:
+    """{model: Result} with all point estimates; the test rows; how many users were ranked."""
+    shape, split, results = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy(), {}
+    pairs, test = ds.reviews[["user_id", "item_id", "rating"]], ds.reviews[split == "test"]
+    train = pairs[split == "train"]
+    rows = TestRows(test, [float(train["rating"].min()), float(train["rating"].max())])
+    relevant = interactions(test if args.relevant == "rated" else test[test["label"].to_numpy() == 1], shape)
+    seen = interactions(pairs[(split != "test") & (not args.keep_seen)], shape)
+    catalogue = Catalogue(relevant, seen, args.ranking_users, rng)
+    for name, s in scorers.items():
+        with timed(seconds, f"score_rows.{name}"):
+            score = s.score_rows(test)
+        with timed(seconds, f"catalogue.{name}"):
+            results[name] = Result(s.kind, score, *catalogue.rank(s.score_catalogue, args.k[-1], name))
+    with timed(seconds, "metrics"):
+        if len(catalogue.users):
+            catalogue_protocol(results, catalogue, rows, interactions(train, shape), args.k, rng)
+        for result in results.values():
+            ratings_protocol(result, rows)
+            list_protocols(result, rows, args.k)
+            for means in result.means:
+                result.metrics |= {name: float(value[0]) for name, value in means.under(np.ones((1, rows.n_users))).items()}
+            result.metrics = {name: value for name, value in result.metrics.items() if np.isfinite(value)}
+    return results, rows, len(catalogue.users)
+
+
+def describe(args: Namespace, ds: Dataset, model, scorers: dict[str, Scorer], rows: TestRows, ranked: int) -> dict:
+    """The "dataset" and "protocol" parts of metrics.json."""
+    index, given = ds.index, vars(args)
+    data = {name: index[name] for name in ("name", "users", "items", "positive_rate", "fingerprint")}
+    data |= {f"{part}_rows": count for part, count in index["rows"].items()} | {"test_positive_rate": float(rows.label.mean())}
+    protocol = {"split": index["split"], "features": index["features"], "objective": model.config["objective"]}
+    protocol |= {name: given[name] for name in ("k", "ranking_users", "relevant", "keep_seen", "bootstrap", "seed")}
+    protocol |= {"ranked_users": ranked, "main_k": 10 if 10 in args.k else args.k[len(args.k) // 2],
+                 "baselines": {name: s.knobs for name, s in scorers.items() if s.knobs}}
+    if index["features"] == "as-published":
+        protocol["warning"] = "Features as published: they contain what is to be predicted"
+    return {"dataset": data, "protocol": protocol}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, seconds, begin = parse_args(argv), {}, time.perf_counter()
+    with timed(seconds, "load"):
+        ds = load_dataset(args.data_dir)
+        other = read_comparison(args.compare, ds.index["name"]) if args.compare else None
+        models = load_models(args, ds)
+    if not ds.index["rows"]["test"]:
+        raise InputError(f"{args.data_dir} has no test rows; run amazon_preprocessing.py with a larger --test-fraction")
+    model, draws = models["wide_deep"], np.random.default_rng(args.seed).spawn(4)
+    with timed(seconds, "baselines"):
+        fitted = fit_baselines(args.baselines, ds, model, draws[0])
+    kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
+    fitted |= {name: Scorer(kind, m.score_rows, m.score_catalogue) for name, m in models.items()}
+    scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
+    results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
+    with timed(seconds, "bootstrap"):
+        drawn = bootstrap(results, rows, args.bootstrap, draws[2])
+    report = describe(args, ds, model, scorers, rows, ranked) | {"models": {name: {} for name in results}}
+    for name, full, value in ((name, full, value) for name, result in results.items() for full, value in result.metrics.items()):
+        report["models"][name].setdefault(full.split(".")[0], {})[full.split(".")[1]] = value
+    report["intervals"] = {name: {m: limits for m, v in metrics.items() if (limits := interval(v))} for name, metrics in drawn.items()}
+    ours = results["wide_deep"]
+    report["differences"] = {name: differences(ours, results[name], drawn["wide_deep"], drawn[name]) for name in list(results)[1:]}
+    user_count, item_count = (table["train_count"].to_numpy() for table in (ds.users, ds.items))
+    report["slices"] = slice_metrics(ours, rows, user_count, item_count)
+    with timed(seconds, "latency"):
+        report["latency_ms"] = measure_latency(model, ds, draws[3])
+    with timed(seconds, "plot"), matplotlib.rc_context(STYLE):
+        figure = draw(report, results, rows, model.history, item_count, other)
+        replace_file(args.plot, lambda path: figure.savefig(path, format="png", dpi=115))
+    report["seconds"] = seconds | {"total": round(time.perf_counter() - begin, 3)}
+    replace_file(args.metrics, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    print_table(report)
+    print(f"wrote {args.metrics} and {args.plot}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

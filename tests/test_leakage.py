@@ -1,0 +1,142 @@
+"""Nothing from the future, nothing from the label: each test would fail on a leak, and the leaky features prove it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import amazon_preprocessing as stage1
+from tests.conftest import preprocess, random_log, train
+
+OUTCOME = ["rating", "label"]  # what a test row may differ in
+FITTED_ON_ALL_TRAINING = ["cross_rating_buckets"]  # bucket edges are quantiles of the training rows, later ones included
+
+
+def prepared(folder, log: pd.DataFrame, *flags: str) -> stage1.Dataset:
+    folder.mkdir(exist_ok=True)
+    return preprocess(folder, log, *flags)
+
+
+def raw_pairs(ds: stage1.Dataset, split: str) -> set[tuple[str, str]]:
+    rows = ds.reviews[ds.reviews["split"] == split]
+    return set(zip(ds.users["user"].to_numpy()[rows["user_id"]], ds.items["item"].to_numpy()[rows["item_id"]]))
+
+
+def lines_of(ds: stage1.Dataset, log: pd.DataFrame, split: str) -> np.ndarray:
+    """Mask over the log: the lines that became rows of a split."""
+    pairs = raw_pairs(ds, split)
+    return np.array([(f"U{row.user:05d}", f"B{row.item:09d}") in pairs for row in log.itertuples()])
+
+
+def differing_columns(one: stage1.Dataset, other: stage1.Dataset, rows: np.ndarray | slice = slice(None)) -> set[str]:
+    """Columns of the rows, tables and vocabularies in which two data sets with the same rows in the same order differ."""
+    tables, found = [("", one.reviews[rows], other.reviews[rows])], set()
+    if isinstance(rows, slice):
+        tables += [("users.", one.users, other.users), ("items.", one.items, other.items)]
+        words = [stage1.convert(ds.vocabularies, np.ndarray, np.ndarray.tolist) for ds in (one, other)]
+        found |= {"vocabularies"} if repr(words[0]) != repr(words[1]) else set()
+    for prefix, a, b in tables:
+        assert a.shape == b.shape and a.columns.equals(b.columns)
+        found |= {prefix + name for name in a if not a[name].equals(b[name])}
+    return found
+
+
+@pytest.mark.parametrize("features", ["honest", "as-published"])
+@pytest.mark.parametrize("split", ["time", "random", "per-user", "leave-one-out"])
+@pytest.mark.parametrize("held", ["test", "validation"])
+def test_permuting_held_out_ratings_changes_no_feature_of_any_row(tmp_path, held, split, features):
+    log, flags = random_log(1200, 60, 50), ["--split", split, "--features", features]
+    before = prepared(tmp_path / "before", log, *flags)
+    lines = np.flatnonzero(lines_of(before, log, held))
+    log.loc[lines, "rating"] = np.random.default_rng(0).permutation(log.loc[lines, "rating"])
+    after = prepared(tmp_path / "after", log, *flags)
+    changed = differing_columns(before, after)
+    assert set(OUTCOME) <= changed  # the permutation did something
+    if features == "honest":
+        assert changed == set(OUTCOME)
+    else:
+        assert {"user_avg_rating", "item_avg_rating"} <= changed
+
+
+@pytest.mark.parametrize("features", ["honest", "as-published"])
+@pytest.mark.parametrize("split", ["time", "random"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_what_happens_at_a_moment_or_later_changes_nothing_until_then(tmp_path, share, split, features):
+    """Other ratings and other texts from moment t on: a row at t must not notice, so neither itself nor its equals in time leak."""
+    log, flags = random_log(1200, 60, 50), ["--split", split, "--features", features]
+    log["timestamp"] -= log["timestamp"] % (5 * 86_400)  # many rows share a moment
+    t = int(log["timestamp"].quantile(share, interpolation="lower"))
+    assert (log["timestamp"] == t).sum() > 3
+    before = prepared(tmp_path / "before", log, *flags)
+    later = log["timestamp"] >= t
+    log["rating"], log["words"] = log["rating"].where(~later, 6 - log["rating"]), log["words"].where(~later, 41 - log["words"])
+    after = prepared(tmp_path / "after", log, *flags)
+    changed = differing_columns(before, after, (before.reviews["timestamp"] <= t).to_numpy()) - set(FITTED_ON_ALL_TRAINING)
+    state = {f"{who}_{name}" for who in ("user", "item") for name in ("avg_rating", "avg_review_length", "avg_word_count", "avg_residual")}
+    if features == "honest":
+        assert changed == set(OUTCOME)
+        assert state <= differing_columns(before, after)  # rows after t do notice
+    else:
+        assert changed > {"user_avg_rating", "item_avg_rating", "review_length", "word_count"}
+
+
+def test_held_out_texts_reach_nothing(tmp_path):
+    log = random_log(1200, 60, 50)
+    before = prepared(tmp_path / "before", log)
+    held = lines_of(before, log, "validation") | lines_of(before, log, "test")
+    log["words"] = log["words"].where(~held, 41 - log["words"])
+    assert differing_columns(before, prepared(tmp_path / "after", log)) == set()
+
+
+def test_the_last_texts_of_users_and_items_reach_no_row(tmp_path):
+    """The last review of both its user and its item comes before nobody: its words may end up in the tables at most."""
+    log = random_log(1200, 60, 50)
+    before = prepared(tmp_path / "before", log, "--split", "random")
+    last_of = [log["timestamp"] == log.groupby(who)["timestamp"].transform("max") for who in ("user", "item")]
+    both, either = last_of[0] & last_of[1], last_of[0] | last_of[1]
+    assert both.sum() >= 3 and (both & lines_of(before, log, "train")).any()
+    words, rows = log["words"], np.ones(len(before.reviews), bool)
+    log["words"] = words.where(~both, 41 - words)
+    after = prepared(tmp_path / "after", log, "--split", "random")
+    assert differing_columns(before, after, rows) == set()
+    assert {"users.user_avg_word_count", "items.item_avg_word_count"} <= differing_columns(before, after)
+    log["words"] = words.where(~either, 41 - words)  # last of one of the two only: the other side sees it, as it may
+    assert differing_columns(before, prepared(tmp_path / "third", log, "--split", "random"), rows) <= {
+        f"{who}_{name}" for who in ("user", "item") for name in ("avg_review_length", "avg_word_count")}
+
+
+def test_as_published_averages_contain_the_row_itself(tmp_path):
+    log = random_log(1200, 60, 50)
+    honest, leaky = (prepared(tmp_path / name, log, "--features", name) for name in ("honest", "as-published"))
+    assert not set(stage1.OWN_TEXT) & (set(honest.reviews) | set(honest.vocabularies["numeric"]))
+    assert set(stage1.OWN_TEXT) <= set(leaky.reviews) & set(leaky.vocabularies["numeric"])
+    for who in ("user", "item"):
+        over_all = leaky.reviews.groupby(f"{who}_id")["rating"].transform("mean")
+        np.testing.assert_allclose(leaky.reviews[f"{who}_avg_rating"], over_all, rtol=1e-6)
+        assert np.abs(honest.reviews[f"{who}_avg_rating"] - over_all).mean() > 0.05
+
+
+def auc_of_shuffled_ratings(folder, seed: int, *flags: str) -> tuple[float, float]:
+    """Test AUC of a model on a log whose ratings say nothing, and half the width of its 99.9 % interval around 0.5."""
+    log = random_log(4500, 200, 120, seed=seed)
+    log["rating"] = np.random.default_rng(1000 + seed).permutation(log["rating"])
+    ds = prepared(folder, log, "--test-fraction", "0.3", "--seed", str(seed), *flags)
+    model = train(folder, "--epochs", "6", "--deep-lr", "0.005", "--seed", str(seed))
+    test = ds.reviews[ds.reviews["split"] == "test"]
+    positive = int(test["label"].sum())
+    negative = len(test) - positive
+    half = 3.29 * np.sqrt((positive + negative + 1) / (12 * positive * negative))
+    return roc_auc_score(test["label"], model.score_rows(test)), half
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shuffled_labels_leave_nothing_to_learn(tmp_path, seed, split):
+    auc, half = auc_of_shuffled_ratings(tmp_path, seed, "--split", split)
+    assert half < 0.06 and abs(auc - 0.5) < half
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+def test_shuffled_labels_expose_the_leaky_features(tmp_path, split):
+    auc, half = auc_of_shuffled_ratings(tmp_path, 1, "--split", split, "--features", "as-published")
+    assert auc > 0.5 + half

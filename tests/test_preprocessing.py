@@ -1,0 +1,253 @@
+"""Stage 1 against brute force, known counts of real files, and invariants."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amazon_preprocessing as stage1
+from readers import InputError
+from tests.conftest import DATA, needs_data, preprocess, random_log, write_log
+
+pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=120)
+
+
+@given(pairs, st.integers(1, 4))
+def test_k_core_is_the_largest_set_with_k_each(rows, k):
+    user, item = np.array(rows).T
+    kept = list(rows)
+    while True:  # brute force: remove one offending row at a time
+        bad = [r for r in kept if sum(u == r[0] for u, _ in kept) < k or sum(i == r[1] for _, i in kept) < k]
+        if not bad:
+            break
+        kept.remove(bad[0])
+    assert sorted(kept) == sorted(r for r, keep in zip(rows, stage1.k_core(user, item, k)) if keep)
+
+
+def test_one_core_pass_is_not_a_fixed_point():
+    user, item = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
+    assert stage1.k_core(user, item, 2, passes=1).sum() == 4
+    chain = np.arange(6)  # user n rates items n and n + 1: every pass peels both ends
+    user, item = np.repeat(chain, 2), np.repeat(chain, 2) + np.tile([0, 1], 6)
+    assert stage1.k_core(user, item, 2, passes=1).sum() == 10
+    assert stage1.k_core(user, item, 2).sum() == 0
+
+
+history = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans(), st.sampled_from([1.0, 2.0, 5.0, np.nan])), min_size=1, max_size=40)
+
+
+@given(history)
+def test_earlier_statistics_see_strictly_earlier_counted_rows_only(rows):
+    key, moment, counted, value = (np.array(column) for column in zip(*rows))
+    found = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value})
+    for n in range(len(rows)):
+        before = [r for r in range(len(rows)) if key[r] == key[n] and moment[r] < moment[n] and counted[r]]
+        known = [value[r] for r in before if not np.isnan(value[r])]
+        assert found["review_count"][n] == len(before)
+        np.testing.assert_allclose(found["avg_x"][n], np.mean(known) if known else np.nan)
+        np.testing.assert_equal(found["last"][n], max((moment[r] for r in before), default=np.nan))
+        np.testing.assert_equal(found["first"][n], min((moment[r] for r in before), default=np.nan))
+
+
+@given(history)
+def test_final_statistics_are_the_group_statistics_of_the_counted_rows(rows):
+    key, moment, counted, value = (np.array(column) for column in zip(*rows))
+    found = stage1.final_statistics(key, 5, moment.astype(float), counted, {"x": value})
+    for k in range(5):
+        here = counted & (key == k)
+        assert found["review_count"][k] == here.sum()
+        np.testing.assert_allclose(found["avg_x"][k], np.nan if np.isnan(value[here]).all() else np.nanmean(value[here]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
+def test_exact_cross_ids_are_a_dictionary_of_the_training_pairs(train, other):
+    left, right = np.array(train).T
+    spec = stage1.fit_cross(left, right, right_size=10)
+    ids = {pair: n + 1 for n, pair in enumerate(sorted({p for p in train if 0 not in p}))}
+    a, b = np.array(train + other).T
+    assert stage1.cross_ids(a, b, spec).tolist() == [ids.get(pair, 0) for pair in train + other]
+    assert spec["size"] == len(ids) + 1
+
+
+def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeypatch):
+    monkeypatch.setattr(stage1, "EXACT_PAIRS", 10)
+    left, right = (c.ravel() + 1 for c in np.meshgrid(np.arange(100), np.arange(100)))
+    spec = stage1.fit_cross(left, right, right_size=101)
+    ids = stage1.cross_ids(left, right, spec)
+    assert spec["kind"] == "hash" and ids.min() >= 1 and ids.max() < spec["size"]
+    expected = 10_000 * (1 - 10_000 / spec["size"] / 2)  # distinct buckets of a uniform hash, to second order
+    assert abs(len(np.unique(ids)) - expected) < 150
+    assert [int(i) for i in stage1.cross_ids(left[:3], right[:3], spec)] == ids[:3].tolist()
+    z = 7 * 101 + 9  # splitmix64's finaliser in Python integers
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> shift)) * factor % 2**64
+    assert stage1.cross_ids(np.array([7]), np.array([9]), spec)[0] == (z ^ (z >> 31)) % (spec["size"] - 1) + 1
+    assert stage1.cross_ids(np.array([0, 5]), np.array([5, 0]), spec).tolist() == [0, 0]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+def test_quantile_normalisation_is_monotone_and_uniform(values):
+    frame = pd.DataFrame({"item_age_days": values})
+    spec = stage1.fit_numeric("item_age_days", frame, pd.DataFrame(), {})
+    level = stage1.normalise(np.sort(values), spec)
+    assert (np.diff(level) >= 0).all() and level.min() >= -1 and level.max() <= 1
+    assert stage1.normalise(np.array([np.nan]), spec) == 0
+
+
+def test_quantile_normalisation_of_distinct_values_is_the_rank():
+    values = np.random.default_rng(0).permutation(1001).astype(float)
+    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), pd.DataFrame(), {})
+    np.testing.assert_allclose(stage1.normalise(values, spec), 2 * values / 1000 - 1, atol=1e-6)
+
+
+@given(st.lists(st.integers(631_152_000, 1_900_000_000), min_size=1, max_size=30))
+def test_moments_agree_with_datetime(times):
+    found = stage1.moment_values(np.array(times))
+    when = [datetime.fromtimestamp(t, UTC) for t in times]
+    assert found["year"].tolist() == [t.year for t in when]
+    assert found["weekday"].tolist() == [t.weekday() for t in when]
+    assert found["period"].tolist() == [(t.month + 2) // 3 for t in when]
+
+
+def splits(split, log, test=0.2, validation=0.1, seed=0):
+    rows = pd.DataFrame({"user_id": log["user"] + 1, "timestamp": log["timestamp"].astype(float), "label": (log["rating"] >= 4).astype(int), "given": -1})
+    args = SimpleNamespace(split=split, test_fraction=test, validation_fraction=validation, test_input=None, validation_input=None)
+    return rows, stage1.split_rows(args, rows, np.random.default_rng(seed))
+
+
+def test_a_time_split_cuts_at_two_moments():
+    rows, split = splits("time", random_log())
+    times = [rows.loc[split == code, "timestamp"] for code in range(3)]
+    assert times[0].max() < times[1].min() and times[1].max() < times[2].min()
+    assert abs((split == 2).mean() - 0.2) < 0.01 and abs((split == 1).mean() - 0.1) < 0.01
+
+
+def test_a_per_user_split_takes_the_fractions_within_each_user():
+    rows, split = splits("per-user", random_log())
+    for _, mine in pd.Series(split).groupby(rows["user_id"]):
+        assert abs((mine == 2).sum() - 0.2 * len(mine)) < 1 and (mine == 0).any()
+    assert abs((split == 2).mean() - 0.2) < 0.02
+
+
+def test_a_stratified_split_keeps_the_share_of_likes():
+    rows, split = splits("stratified", random_log())
+    for code in range(3):
+        assert abs(rows.loc[split == code, "label"].mean() - rows["label"].mean()) < 1e-3
+
+
+def test_leave_one_out_takes_each_users_last_rows():
+    rows, split = splits("leave-one-out", random_log())
+    for _, mine in rows.assign(split=split).groupby("user_id"):
+        if len(mine) >= 3:
+            assert (mine["split"] == 2).sum() == 1 and (mine["split"] == 1).sum() == 1
+            last, before = (mine.loc[mine["split"] == code, "timestamp"].iloc[0] for code in (2, 1))
+            assert mine["timestamp"].max() == last and mine.loc[mine["split"] == 0, "timestamp"].max() <= before <= last
+
+
+@pytest.mark.parametrize("split", ["random", "per-user", "stratified"])
+def test_a_seed_is_used(split):
+    log = random_log()
+    assert (splits(split, log, seed=1)[1] == splits(split, log, seed=1)[1]).all()
+    assert (splits(split, log, seed=1)[1] != splits(split, log, seed=2)[1]).any()
+
+
+def test_the_order_of_lines_changes_nothing(tmp_path):
+    log = random_log()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    one, other = preprocess(tmp_path / "a", log), preprocess(tmp_path / "b", log.sample(frac=1, random_state=1))
+    assert one.index["fingerprint"] == other.index["fingerprint"]
+
+
+def test_rows_know_what_brute_force_knows(pipeline):
+    """The artifact's columns themselves, for a hundred rows of every split, from the written rows alone."""
+    _, ds, _ = pipeline
+    rows, train = ds.reviews, ds.reviews[ds.reviews["split"] == "train"]
+    for row in rows.groupby("split", observed=True).sample(100, random_state=0).itertuples():
+        for who in ("user", "item"):
+            before = train[(train[f"{who}_id"] == getattr(row, f"{who}_id")) & (train["timestamp"] < row.timestamp)]
+            assert getattr(row, f"{who}_review_count") == len(before)
+            np.testing.assert_allclose(getattr(row, f"{who}_avg_rating"), before["rating"].mean() if len(before) else np.nan, rtol=1e-6)
+            last = (row.timestamp - before["timestamp"].max()) / 86_400 if len(before) else np.nan
+            np.testing.assert_allclose(getattr(row, f"{who}_days_since_last"), last)
+
+
+def test_unusable_lines_are_told_with_their_line(tmp_path):
+    log = random_log()
+    path = write_log(tmp_path / "log.json", log)
+    lines = path.read_text().splitlines()
+    good = lines[10]
+    broken = ["{not json", good.replace('"reviewerID"', '"who"'), good.replace('"overall": ', '"overall": 9'), good.replace('"unixReviewTime": 1', '"unixReviewTime": -1'),
+              good.replace('"overall"', '"stars"')]
+    path.write_text("\n".join(broken + lines) + "\n")
+    stage1.main(["--dataset", "amazon-reviews", "--input", str(path), "--output-dir", str(tmp_path / "out")])
+    rejected = pd.read_json(tmp_path / "out" / "rejected_rows.jsonl", lines=True).set_index("line")["reason"]
+    assert rejected.index.tolist() == [1, 2, 3, 4, 5]
+    for line, word in zip(range(2, 6), ("user", "outside", "timestamp", "rating")):
+        assert word in rejected[line]
+
+
+def test_the_latest_of_repeated_pairs_stays(tmp_path):
+    log = random_log()
+    again = log.iloc[:50].assign(timestamp=log["timestamp"].max() + 86_400, rating=1.0)
+    ds = preprocess(tmp_path, pd.concat([again, log]))
+    raw = ds.users["user"].to_numpy()[ds.reviews["user_id"]] + ds.items["item"].to_numpy()[ds.reviews["item_id"]]
+    assert len(set(raw)) == len(raw)
+    kept = ds.reviews["rating"].groupby(raw).first()
+    for row in again.itertuples():
+        assert kept.get(f"U{row.user:05d}B{row.item:09d}", 1.0) == 1.0
+    assert any("duplicate" in reason for reason in ds.index["rejected"])
+
+
+def test_a_log_without_times_says_which_splits_it_can_have(tmp_path):
+    log = random_log()
+    log.to_csv(tmp_path / "log.csv", index=False)
+    flags = ["--input", str(tmp_path / "log.csv"), "--columns", "user=user,item=item,rating=rating", "--output-dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="random, per-user, stratified"):
+        stage1.main(flags)
+    stage1.main([*flags, "--split", "random"])
+    ds = stage1.load_dataset(tmp_path / "out")
+    rows = ds.reviews
+    assert rows["timestamp"].isna().all() and (rows["year"] == 0).all()
+    train = rows[rows["split"] == "train"]
+    held = rows[rows["split"] != "train"]  # they see all training rows; training rows see part of them, in a random order
+    np.testing.assert_array_equal(held["user_review_count"], ds.users["train_count"].to_numpy()[held["user_id"]])
+    counts = train.groupby("user_id")["user_review_count"].apply(sorted)
+    assert all(c == list(range(len(c))) for c in counts)
+
+
+def test_own_test_rows_stay_test_rows(tmp_path):
+    log = random_log()
+    test = log.sample(300, random_state=0)
+    paths = [write_log(tmp_path / f"{n}.json", part) for n, part in (("base", log.drop(test.index)), ("test", test))]
+    stage1.main(["--dataset", "amazon-reviews", "--input", str(paths[0]), "--test-input", str(paths[1]), "--min-core", "1",
+                 "--split", "random", "--output-dir", str(tmp_path / "out")])
+    ds = stage1.load_dataset(tmp_path / "out")
+    mine = ds.reviews[ds.reviews["split"] == "test"]
+    found = set(zip(ds.users["user"].to_numpy()[mine["user_id"]], ds.items["item"].to_numpy()[mine["item_id"]]))
+    assert found == {(f"U{r.user:05d}", f"B{r.item:09d}") for r in test.itertuples()}
+    assert ds.index["rows"]["validation"] > 0
+
+
+@needs_data
+@pytest.mark.parametrize(("flags", "counts"), [
+    (["--dataset", "amazon-reviews", "--input", "amazon/2014/reviews_Musical_Instruments_5.json.gz"], (10_261, 1_429, 900)),
+    (["--dataset", "amazon-ratings", "--input", "amazon/ratings/Magazine_Subscriptions_2018.csv"], (2_027, 294, 132)),
+])
+def test_real_files_keep_the_known_numbers(tmp_path, flags, counts):
+    flags = [str(DATA / f) if f.startswith("amazon/") else f for f in flags]
+    stage1.main([*flags, "--output-dir", str(tmp_path)])
+    ds = stage1.load_dataset(tmp_path)
+    assert (len(ds.reviews), ds.index["users"], ds.index["items"]) == counts
+
+
+@needs_data
+def test_an_empty_core_is_an_error(tmp_path):
+    path = DATA / "amazon/ratings/ratings_Electronics_first_rows_2014.csv"
+    with pytest.raises(InputError, match="5-core is empty"):
+        stage1.main(["--dataset", "amazon-ratings", "--input", str(path), "--output-dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,560 @@
+"""Stage 2 against brute force: the formula, the optimizers, resuming, and the two ways to score."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import amazon_preprocessing as stage1
+import wide_deep_model as stage2
+from readers import InputError
+from tests.conftest import preprocess, random_log, train, write_metadata
+
+QUICK = ["--hidden", "16", "8", "--embedding-dim", "4", "--batch-size", "512", "--device", "cpu"]
+
+
+def run(folder: Path, data: Path, *flags: str) -> Path:
+    """Stage 2 on a data folder; the checkpoint's path."""
+    folder.mkdir(exist_ok=True)
+    stage2.main(["--data-dir", str(data), "--checkpoint", str(folder / "best.pt"), *QUICK, *flags])
+    return folder / "best.pt"
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load(one)["state_dict"], load(other)["state_dict"]
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A data set with categories, brands, prices, and users and items that appear only after training."""
+    folder = tmp_path_factory.mktemp("shop")
+    log = random_log(1500, users=70, items=60)
+    late = log["timestamp"] > log["timestamp"].quantile(0.95)
+    log["user"] = log["user"].where(~late | (log["user"] % 9 > 0), log["user"] + 100)
+    log["item"] = log["item"].where(~late | (log["item"] % 9 > 0), log["item"] + 60)
+    meta = write_metadata(folder / "meta.json", 120)
+    ds = preprocess(folder, log, "--metadata", str(meta), "--min-core", "1")
+    assert len(ds.vocabularies["category"]) > 3
+    for table in (ds.users, ds.items):
+        assert (table["train_count"][1:] == 0).any()
+    return folder / "processed_data", ds
+
+
+# ----------------------------------------------------------------------------------------------------------- the formula
+
+
+def reference_logit(state: dict, wide, deep, numeric, wide_sizes, deep_sizes, activation: str) -> float:
+    """The formula of the docstring for one row, feature by feature, in NumPy; missing parts of `state` are left out."""
+    state = {name: value.double().numpy() for name, value in state.items()}
+    logit = state["bias"][0]
+    if "wide.weight" in state:
+        for field, code in enumerate(wide):
+            logit += state["wide.weight"][sum(wide_sizes[:field]) + code, 0]
+    if "embedding.weight" not in state:
+        return logit
+    x = []
+    for field, code in enumerate(deep):
+        x.extend(state["embedding.weight"][sum(deep_sizes[:field]) + code])
+    x = np.array([*x, *numeric])
+    linear = sorted({int(n.split(".")[1]) for n in state if n.startswith("mlp") and state[n].ndim == 2})
+    act = {"relu": lambda v: max(v, 0.0), "silu": lambda v: v / (1 + math.exp(-v)),
+           "gelu": lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2}[activation]
+    for layer in linear:
+        x = np.array([sum(w * v for w, v in zip(row, x)) + b for row, b in zip(state[f"mlp.{layer}.weight"], state[f"mlp.{layer}.bias"])])
+        norm = f"mlp.{layer + 1}."
+        if norm + "running_mean" in state:
+            mean, var, weight, bias = (state[norm + part] for part in ("running_mean", "running_var", "weight", "bias"))
+            x = (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+        if layer != linear[-1]:
+            x = np.array([act(v) for v in x])
+    return logit + x[0]
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5)
+            if name.endswith("running_var"):
+                tensor.copy_(tensor.abs() + 0.1)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
+def test_forward_is_the_formula(component, activation, batch_norm):
+    wide_sizes, deep_sizes, numeric, rng = [5, 9, 3], [5, 7], 3, np.random.default_rng(1)
+    model = stage2.WideDeep(wide_sizes, deep_sizes, numeric, 4, [6, 5], activation, batch_norm, 0.5, component).eval()
+    randomise(model)
+    wide, deep = (np.stack([rng.integers(0, size, 20) for size in sizes], 1) for sizes in (wide_sizes, deep_sizes))
+    wide[0], wide[1], deep[0], deep[1] = 0, np.array(wide_sizes) - 1, 0, np.array(deep_sizes) - 1  # the ends of every table
+    values = rng.normal(size=(20, numeric)).astype(np.float32)
+    found, squares = model(torch.from_numpy(wide), torch.from_numpy(deep), torch.from_numpy(values))
+    rows = zip(wide, deep, values, found.tolist())
+    for w, d, v, logit in rows:
+        expected = reference_logit(model.state_dict(), w, d, v, wide_sizes, deep_sizes, activation)
+        np.testing.assert_allclose(logit, expected, rtol=2e-5, atol=2e-6)
+    state, expected = model.state_dict(), 0.0
+    for table, ids, sizes in (("wide.weight", wide, wide_sizes), ("embedding.weight", deep, deep_sizes)):
+        if table in state:
+            expected += sum(float((state[table][sum(sizes[:f]) + row[f]] ** 2).sum()) for row in ids for f in range(len(sizes)))
+    np.testing.assert_allclose(squares.item(), expected / 20, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- the optimizers
+
+
+def one_step(model, optimizers, wide, deep, numeric, label, decay=0.0):
+    logit, squares = model(wide, deep, numeric)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    (torch.nn.functional.binary_cross_entropy_with_logits(logit, label) + decay * squares).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def small_model(component="wide-deep", wide_optimizer="adagrad", deep_optimizer="adam"):
+    model = stage2.WideDeep([50, 40], [50, 30], 2, 4, [6, 5], "silu", component=component)
+    randomise(model)
+    args = stage2.parse_args(["--wide-optimizer", wide_optimizer, "--deep-optimizer", deep_optimizer, "--wide-lr", "0.05",
+                              "--deep-lr", "0.002", "--batch-size", "8", "--device", "cpu"])
+    return model, stage2.make_optimizers(model, args)
+
+
+def batch(low: int, high: int):
+    generator = torch.Generator().manual_seed(low)
+    wide, deep = (torch.randint(low, high, (8, 2), generator=generator) for _ in range(2))
+    return wide, deep, torch.randn(8, 2, generator=generator), torch.rand(8, generator=generator).round()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("wide_optimizer", "deep_optimizer"), [("adagrad", "adam"), ("adam", "adagrad")])
+def test_a_step_changes_the_rows_of_its_batch_and_no_other(wide_optimizer, deep_optimizer, decay):
+    """Two steps on disjoint ids: momentum or decay that reached the whole table would move the first batch's rows again."""
+    model, optimizers = small_model("wide-deep", wide_optimizer, deep_optimizer)
+    for low, high in ((0, 15), (15, 30)):
+        inputs = batch(low, high)
+        before = [table.weight.detach().clone() for table in (model.wide, model.embedding)]
+        one_step(model, optimizers, *inputs, decay)
+        for table, old, ids in zip((model.wide, model.embedding), before, inputs):
+            assert table.weight.grad.is_sparse
+            changed = set(torch.nonzero((table.weight != old).any(1)).flatten().tolist())
+            assert changed == set((ids + torch.tensor([0, 50])).flatten().tolist())
+
+
+@pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
+@pytest.mark.parametrize(("wide_optimizer", "deep_optimizer"), [("adagrad", "adam"), ("adam", "adagrad")])
+def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep_optimizer):
+    model, optimizers = small_model(component, wide_optimizer, deep_optimizer)
+    inputs = batch(0, 15)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one_step(model, optimizers, *inputs)
+    groups = [(group, optimizer) for optimizer in optimizers for group in optimizer.param_groups]
+    for name, parameter in model.named_parameters():
+        [(group, optimizer)] = [(g, o) for g, o in groups if any(p is parameter for p in g["params"])]
+        is_wide = name == "wide.weight" or (component == "wide" and name == "bias")
+        kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
+        assert group["lr"] == lr and kind in type(optimizer).__name__.lower()
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        if kind == "adagrad":  # the first step of the paper's formulas
+            step = gradient / ((optimizer.defaults["initial_accumulator_value"] + gradient**2).sqrt() + group["eps"])
+        else:
+            scale = math.sqrt(1 - group["betas"][1]) if parameter.grad.is_sparse else 1.0  # SparseAdam adds eps before the bias correction
+            step = gradient / (gradient.abs() + group["eps"] / scale)
+        torch.testing.assert_close(before[name] - parameter.detach(), lr * step, rtol=2e-3, atol=1e-7)
+
+
+def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatch):
+    data, ds = shop
+    args = stage2.parse_args(["--data-dir", str(data), "--wide", *stage2.WIDE, *QUICK])
+    command = stage2.Run(args, ds)
+    config = command.config | {"component": "wide-deep"}
+    features = stage2.make_features(ds, config)
+    training = stage2.Training(args, config, features)
+    ones = torch.ones(40_000, len(features.wide), dtype=torch.int32), torch.ones(40_000, len(features.categorical), dtype=torch.int32)
+    wide, deep = training.hide_ids(*ones)
+    hidden = {name: deep[:, features.categorical.index(name)] == 0 for name in ("user_id", "item_id")}
+    for who in hidden:
+        assert abs(float(hidden[who].float().mean()) - stage2.ID_DROPOUT) < 5 * math.sqrt(stage2.ID_DROPOUT / 40_000)
+    for names, ids in ((features.wide, wide), (features.categorical, deep)):
+        for column, name in enumerate(names):
+            parts = {name, *stage1.CROSSES.get(name, ())}
+            expected = torch.zeros(40_000, dtype=torch.bool)
+            for who, mask in hidden.items():
+                expected |= mask if who in parts else False
+            assert torch.equal(ids[:, column] == 0, expected), name
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+
+def test_seeds_are_used(shop, tmp_path):
+    data, _ = shop
+    flags = ["--epochs", "2", "--dropout", "0.2", "--seed"]
+    paths = [run(tmp_path / name, data, *flags, seed) for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))]
+    assert same_weights(paths[0], paths[1]) and not same_weights(paths[0], paths[2])
+
+
+def test_it_learns_what_user_and_item_say(pipeline):
+    """Half of the labels' variance is the user's and the item's: the truth ranks with AUC 0.94, the means with about 0.92."""
+    _, ds, model = pipeline
+    rows = ds.reviews
+    train_rows, held = rows[rows["split"] == "train"], rows[rows["split"] != "train"]
+    mean = train_rows["label"].mean()
+    effect = {who: train_rows.groupby(who)["label"].agg(lambda x: (x.sum() + 5 * mean) / (len(x) + 5)) for who in ("user_id", "item_id")}
+    baseline = sum(held[who].map(effect[who]).fillna(mean) for who in effect)
+    found = roc_auc_score(held["label"], model.score_rows(held))
+    assert found > 0.85 and found > roc_auc_score(held["label"], baseline) - 0.03
+
+
+def test_the_best_epoch_is_kept_and_its_metrics_are_those_of_its_weights(pipeline):
+    folder, ds, model = pipeline
+    history = model.history
+    assert model.epoch == max(history, key=lambda e: e["validation_auc"])["epoch"]
+    rows = ds.reviews[ds.reviews["split"] == "validation"]
+    logit, label = model.score_rows(rows).astype(float), rows["label"].to_numpy()
+    np.testing.assert_allclose(history[model.epoch - 1]["validation_auc"], roc_auc_score(label, logit), atol=1e-9)
+    p = 1 / (1 + np.exp(-logit))
+    np.testing.assert_allclose(history[model.epoch - 1]["validation_loss"], -np.mean(np.log(np.where(label == 1, p, 1 - p))), rtol=1e-6)
+    assert json.loads((folder / stage2.HISTORY).read_text())["epochs"] == history
+
+
+def test_early_stopping_waits_for_patience_epochs(shop, tmp_path, monkeypatch):
+    data, _ = shop
+    quality = iter([0.5, 0.6, 0.55, 0.6, 0.58, 0.9])  # an equal value is no gain
+    monkeypatch.setattr(stage2, "validate", lambda *_: {"validation_loss": 1.0, "validation_auc": next(quality)})
+    saved = load(run(tmp_path / "a", data, "--epochs", "20", "--patience", "3"))
+    assert saved["epoch"] == 2 and next(quality) == 0.9
+    assert [e["epoch"] for e in load(tmp_path / "a" / stage2.LAST)["histories"]["wide-deep"]] == [1, 2, 3, 4, 5]
+
+
+def test_refit_trains_on_validation_rows_for_the_chosen_epochs(shop, tmp_path, monkeypatch):
+    data, ds = shop
+    lengths, real = [], stage2.Training.run_epoch
+    monkeypatch.setattr(stage2.Training, "run_epoch", lambda self, rows, bar: lengths.append(len(rows)) or real(self, rows, bar))
+    plain, refit = load(run(tmp_path / "plain", data, "--epochs", "3")), load(run(tmp_path / "refit", data, "--epochs", "3", "--refit"))
+    rows, split = ds.reviews, ds.reviews["split"]
+    n_train, n_both = (split == "train").sum(), (split != "test").sum()
+    assert lengths == [n_train] * 6 + [n_both] * plain["epoch"] and refit["epoch"] == plain["epoch"]
+    for saved, mask in ((plain, split == "train"), (refit, split != "test")):
+        for table, key in (("users", "user_id"), ("items", "item_id")):
+            count = np.bincount(rows.loc[mask, key], minlength=len(saved[table]["train_count"]))
+            np.testing.assert_array_equal(saved[table]["train_count"], count)
+
+
+@pytest.mark.parametrize("flags", [["--deep-lr", "1e30"], ["--deep-lr", "1e30", "--batch-size", "100000"]])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(shop, tmp_path, flags):
+    """With one batch an epoch, the loss is still finite where the weights are not: validation must notice."""
+    data, _ = shop
+    path = run(tmp_path / "a", data, "--epochs", "1")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="NaN in epoch"):
+        run(tmp_path / "a", data, "--epochs", "4", *flags)
+    assert path.read_bytes() == before and np.isfinite(stage2.load_model(path, "cpu").predict(["U00001"], ["B000000001"])).all()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_last_batch_of_one_row_trains_with_batch_norm(shop, tmp_path):
+    data, ds = shop
+    run(tmp_path / "a", data, "--epochs", "1", "--batch-norm", "--batch-size", str(ds.index["rows"]["train"] - 1))
+
+
+# --------------------------------------------------------------------------------------------------------------- resuming
+
+
+def interrupt(monkeypatch, owner: type, method: str, call: int) -> None:
+    """Raise KeyboardInterrupt in place of the given call of a method, counted from 1."""
+    real, calls = getattr(owner, method), []
+
+    def wrapped(*args):
+        calls.append(0)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(owner, method, wrapped)
+
+
+OTHERWISE = ["--batch-norm", "--dropout", "0.3", "--weight-decay", "0.01", "--wide-optimizer", "adam", "--deep-optimizer", "adagrad"]
+
+
+@pytest.mark.parametrize("flags", [[], OTHERWISE])
+def test_more_epochs_after_resuming_give_the_weights_of_one_run(shop, tmp_path, flags):
+    data, _ = shop
+    flags = ["--patience", "9", *flags]
+    whole = run(tmp_path / "whole", data, "--epochs", "5", *flags)
+    parts = run(tmp_path / "parts", data, "--epochs", "2", *flags)
+    assert not same_weights(tmp_path / "whole" / stage2.LAST, tmp_path / "parts" / stage2.LAST)
+    run(tmp_path / "parts", data, "--epochs", "5", "--resume", *flags)
+    assert same_weights(whole, parts) and same_weights(tmp_path / "whole" / stage2.LAST, tmp_path / "parts" / stage2.LAST)
+    assert load(whole)["epoch"] == load(parts)["epoch"]
+
+
+PHASES = ["--epochs", "2", "--refit", "--ablations", "--dropout", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(shop, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), shop[0], *PHASES)
+
+
+@pytest.mark.parametrize(("owner", "method", "call"), [
+    *((stage2.Training, "run_epoch", n) for n in (1, 2, 3, 6)), *((stage2.Run, "save_last", n) for n in (2, 3, 6)),
+    *((stage2.Run, "train", n) for n in (2, 5)),
+])
+def test_an_interrupted_run_resumes_to_the_same_weights_in_every_phase(shop, whole_run, tmp_path, monkeypatch, owner, method, call):
+    data, _ = shop
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, owner, method, call)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", data, *PHASES)
+    if not (tmp_path / "parts" / stage2.LAST).exists():
+        with pytest.raises(InputError, match="start without --resume"):
+            run(tmp_path / "parts", data, *PHASES, "--resume")
+        return
+    trained, real = [], stage2.Training.run_epoch
+    monkeypatch.setattr(stage2.Training, "run_epoch", lambda self, *rest: trained.append(0) or real(self, *rest))
+    parts = run(tmp_path / "parts", data, *PHASES, "--resume")
+    assert 0 < len(trained) < sum(len(h) for h in load(whole_run.parent / stage2.LAST)["histories"].values())
+    for suffix in (".pt", ".wide.pt", ".deep.pt"):
+        assert same_weights(whole_run.with_suffix(suffix), parts.with_suffix(suffix)), suffix
+        assert load(whole_run.with_suffix(suffix))["epoch"] == load(parts.with_suffix(suffix))["epoch"]
+    assert list(load(parts.parent / stage2.LAST)["histories"]) == list(load(whole_run.parent / stage2.LAST)["histories"])
+
+
+def test_resuming_a_finished_run_changes_nothing(shop, tmp_path):
+    data, _ = shop
+    path = run(tmp_path / "a", data, "--epochs", "2")
+    before = path.read_bytes()
+    for flags in (["--epochs", "2"], ["--epochs", "1"], ["--epochs", "2", "--patience", "1"]):
+        run(tmp_path / "a", data, "--resume", *flags)
+        assert path.read_bytes() == before
+
+
+def test_epochs_cannot_change_once_a_later_phase_began(shop, tmp_path):
+    """The first model's training state is gone: an honest refusal instead of weights that no single run gives."""
+    data, _ = shop
+    path = run(tmp_path / "a", data, "--epochs", "2", "--ablations")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="--epochs"):
+        run(tmp_path / "a", data, "--epochs", "3", "--ablations", "--resume")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("flag", "values"), [
+    ("--seed", ["7"]), ("--hidden", ["32"]), ("--embedding-dim", ["5"]), ("--deep-lr", ["0.5"]), ("--wide-lr", ["0.5"]),
+    ("--dropout", ["0.5"]), ("--wide", ["user_id"]), ("--deep", ["user_id"]), ("--batch-norm", []), ("--refit", []),
+    ("--component", ["deep"]), ("--activation", ["gelu"]), ("--batch-size", ["64"]),
+    ("--weight-decay", ["0.1"]), ("--wide-optimizer", ["adam"]),
+    ("--deep-optimizer", ["adagrad"]), ("--precision", ["bfloat16"]),
+])
+def test_resuming_with_another_flag_is_refused_by_its_name(shop, whole_run, tmp_path, flag, values):
+    data, _ = shop
+    (tmp_path / stage2.LAST).write_bytes((whole_run.parent / stage2.LAST).read_bytes())
+    flags = [f for f in PHASES if f != "--refit"] if flag == "--refit" else [*PHASES, flag, *values]
+    with pytest.raises(InputError, match=f"{flag} was"):
+        run(tmp_path, data, *flags, "--resume")
+    assert {p.name for p in tmp_path.iterdir()} == {stage2.LAST}
+
+
+def test_resuming_on_other_data_is_refused(shop, whole_run, tmp_path):
+    other = preprocess(tmp_path, random_log(800, seed=5))
+    (tmp_path / stage2.LAST).write_bytes((whole_run.parent / stage2.LAST).read_bytes())
+    with pytest.raises(InputError, match="was not trained on"):
+        run(tmp_path, other.folder, *PHASES, "--resume")
+
+
+# ------------------------------------------------------------------------------------------------------------- checkpoint
+
+
+def test_a_checkpoint_of_the_script_works_elsewhere(pipeline, tmp_path, monkeypatch):
+    """Run as `python wide_deep_model.py`, so that a class of __main__ in the file would not open here."""
+    folder, ds, _ = pipeline
+    script = Path(stage2.__file__)
+    command = [sys.executable, str(script), "--data-dir", str(folder / "processed_data"), *QUICK, "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    saved = load(tmp_path / "best_wide_deep_model.pt")  # weights_only: no class, no function
+    assert load(tmp_path / stage2.LAST)["epoch"] == saved["epoch"] == 1
+    here = stage2.load_model(tmp_path / "best_wide_deep_model.pt", "cpu")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "best_wide_deep_model.pt").rename(tmp_path / "elsewhere" / "renamed.pt")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = stage2.load_model("renamed.pt", "cpu")
+    users, items = ["U00001", "U00002", "nobody"], ["B000000001", "nothing", "B000000003"]
+    np.testing.assert_array_equal(here.predict(users, items), there.predict(users, items))
+    np.testing.assert_array_equal(here.score_rows(ds.reviews), there.score_rows(ds.reviews))
+    assert here.recommend("U00001").equals(there.recommend("U00001"))
+
+
+def test_wide_ids_of_the_features_are_the_columns_of_stage_1(shop, tmp_path):
+    data, ds = shop
+    model = stage2.load_model(run(tmp_path, data, "--epochs", "1", "--wide", *stage2.WIDE), "cpu")
+    wide, deep, _ = model.features.encode(ds.reviews)
+    for column, name in enumerate(stage2.WIDE):
+        if name in stage1.CROSSES:
+            np.testing.assert_array_equal(wide[:, column], ds.reviews[name])
+            assert len(np.unique(wide[:, column])) > 3
+    for who, table in (("user", ds.users), ("item", ds.items)):
+        ids, trained = ds.reviews[f"{who}_id"].to_numpy(), table["train_count"].to_numpy()
+        for codes in (wide[:, stage2.WIDE.index(f"{who}_id")], deep[:, stage2.CATEGORICAL.index(f"{who}_id")]):
+            np.testing.assert_array_equal(codes, [i if trained[i] > 0 else 0 for i in ids])
+            assert (codes == 0).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------- serving
+
+SHAPES = {
+    "wide-deep": [], "wide": ["--component", "wide"], "deep": ["--component", "deep"],
+    "norm-gelu": ["--batch-norm", "--activation", "gelu"],
+    "norm-deep-silu": ["--batch-norm", "--activation", "silu", "--component", "deep"], "all-wide": ["--wide", *stage2.WIDE],
+    "ids": ["--deep", "user_id", "item_id", "--wide", "user_id", "cross_rating_buckets"],
+    "numbers": ["--deep", "user_avg_rating", "item_age_days"],
+    "pairs": ["--deep", "item_id", "user_category_avg_residual"], "one-layer": ["--hidden", "7"],
+}
+
+
+@pytest.fixture(scope="module")
+def served(shop, tmp_path_factory):
+    """Name of a shape -> a served model of it, with random weights: after an epoch they are too small to tell errors."""
+    def make(name: str) -> stage2.Recommender:
+        if name not in models:
+            saved = load(run(tmp_path_factory.mktemp(name), shop[0], "--epochs", "1", *SHAPES[name]))
+            randomise(Namespace(state_dict=lambda: saved["state_dict"]))
+            models[name] = stage2.Recommender(saved, "cpu")
+        return models[name]
+
+    models = {}
+    return make
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_catalogue_pass_gives_the_scores_of_rows(served, shape):
+    model = served(shape)
+    trained = model.users["train_count"].to_numpy()
+    users = np.array([0, 1, 2, np.flatnonzero(trained[1:] == 0)[0] + 1, trained.argmax(), len(trained) - 1])
+    scores = model.score_catalogue(users)
+    assert scores.shape == (len(users), model.n_items + 1) and (scores[:, 0] == -np.inf).all()
+    for user, found in zip(users, scores):
+        rows = model.features.at_moment(np.array([user]), np.arange(len(model.items)), model.moment)
+        expected = model.score_rows(rows)
+        np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-5, atol=1e-5)
+        assert expected[1:].std() > 0.05
+
+
+def test_rows_at_the_last_moment_carry_the_tables_state(served, shop):
+    """at_moment against the tables, cell by cell, and the pair's history against the training rows."""
+    _, ds = shop
+    model, train_rows = served("wide-deep"), ds.reviews[ds.reviews["split"] == "train"]
+    assert model.moment == train_rows["timestamp"].max()
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(1, len(ds.users), 60), rng.integers(1, len(ds.items), 60)
+    for user, item, row in zip(users, items, model.features.at_moment(users, items, model.moment).itertuples()):
+        for who, code in (("user", user), ("item", item)):
+            mine = train_rows[train_rows[f"{who}_id"] == code]
+            assert getattr(row, f"{who}_review_count") == len(mine)
+            np.testing.assert_allclose(getattr(row, f"{who}_avg_rating"), mine["rating"].mean())
+            np.testing.assert_allclose(getattr(row, f"{who}_days_since_last"), (model.moment - mine["timestamp"].max()) / 86_400)
+        category = ds.items["category"].to_numpy()
+        mine = train_rows[(train_rows["user_id"] == user) & (category[train_rows["item_id"]] == category[item])]
+        assert row.user_category_review_count == (len(mine) if category[item] else 0)
+
+
+def test_recommend_is_the_top_of_the_catalogue(served, shop):
+    _, ds = shop
+    model, kept = served("all-wide"), ds.reviews[ds.reviews["split"] != "test"]
+    user = int(kept["user_id"].mode()[0])
+    raw, seen = ds.users["user"][user], set(ds.items["item"].to_numpy()[kept.loc[kept["user_id"] == user, "item_id"]])
+    scores = dict(zip(ds.items["item"], model.score_catalogue(np.array([user]))[0]))
+    for keep_seen in (False, True):
+        expected = sorted((s for item, s in scores.items() if item != stage1.UNKNOWN and (keep_seen or item not in seen)), reverse=True)
+        found = model.recommend(raw, n=10_000, keep_seen=keep_seen)
+        assert found.columns.tolist() == ["rank", "item", "title", "score", "wide", "deep"]
+        assert found["rank"].tolist() == list(range(1, len(expected) + 1)) and found["item"].is_unique
+        np.testing.assert_allclose(found["score"], expected)
+        np.testing.assert_allclose([scores[item] for item in found["item"]], found["score"])
+        np.testing.assert_allclose(found["wide"] + found["deep"], found["score"], rtol=1e-5, atol=1e-6)
+        assert found["wide"].std() > 0 and found["deep"].std() > 0
+        assert bool(seen & set(found["item"])) is keep_seen
+        np.testing.assert_array_equal(model.recommend(raw, n=5, keep_seen=keep_seen)["score"], found["score"].head(5))
+    titles = found.set_index("item")["title"]
+    assert titles["B000000011"] == "Thing 11" and pd.isna(titles["B000000010"])
+
+
+@pytest.mark.parametrize("shape", ["wide-deep", "wide", "deep"])
+def test_anybody_gets_an_answer(served, shape):
+    model = served(shape)
+    found = model.recommend("nobody has this id", n=7)
+    assert len(found) == 7 and np.isfinite(found["score"]).all()
+    assert found.equals(model.recommend("nor this one", n=7)) and model.recommend("U00001", n=0).empty
+
+
+def test_predict_is_the_sigmoid_of_the_score(served, shop):
+    _, ds = shop
+    model = served("wide-deep")
+    users, items = ds.users["user"].tolist()[1:20], ds.items["item"].tolist()[1:20]
+    scores = model.score_catalogue(np.arange(1, 20))[np.arange(19), np.arange(1, 20)].astype(float)
+    np.testing.assert_allclose(model.predict(users, items), [1 / (1 + math.exp(-s)) for s in scores], rtol=1e-5)
+    strange = model.predict(["nobody", users[0], "nobody", users[0]], [items[0], "nothing", "nothing", items[0]])
+    assert strange.shape == (4,) and ((strange > 0) & (strange < 1)).all() and len(set(strange)) == 4
+    assert model.predict([], []).shape == (0,)
+    with pytest.raises(ValueError, match="equally long"):
+        model.predict(["U00001"], [])
+
+
+def test_item_embeddings_are_those_of_the_items(served):
+    model = served("norm-gelu")
+    found, table = model.item_embeddings, model.model.state_dict()["embedding.weight"].numpy()
+    users = len(model.users)
+    np.testing.assert_array_equal(found, table[users : users + len(model.items)])  # the items follow the users in the one table
+    assert served("wide").item_embeddings.shape == (len(model.items), 0)
+
+
+def test_a_feature_named_twice_counts_once(shop, tmp_path):
+    one, two = (run(tmp_path / n, shop[0], "--epochs", "1", "--wide", *names) for n, names in (("a", ["user_id"]), ("b", ["user_id"] * 2)))
+    assert same_weights(one, two)
+
+
+@pytest.mark.parametrize("features", ["no times", "as-published"])
+def test_other_kinds_of_data_train_and_serve(tmp_path, features):
+    log = random_log(900)
+    if features == "as-published":
+        preprocess(tmp_path, log, "--features", "as-published")
+    else:
+        log.to_csv(tmp_path / "log.csv", index=False)
+        stage1.main(["--input", str(tmp_path / "log.csv"), "--columns", "user=user,item=item,rating=rating", "--split", "random",
+                     "--output-dir", str(tmp_path / "processed_data")])
+    model = train(tmp_path, "--epochs", "1")
+    users = np.arange(3)
+    scores = model.score_catalogue(users)
+    for user in users:
+        rows = model.features.at_moment(np.array([user]), np.arange(len(model.items)), model.moment)
+        np.testing.assert_allclose(scores[user, 1:], model.score_rows(rows)[1:], rtol=1e-5, atol=1e-6)
+    assert len(model.recommend("nobody", n=4)) == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no CUDA device")
+def test_cuda_agrees_with_cpu_and_trains_in_bfloat16(shop, tmp_path):
+    data, ds = shop
+    path = run(tmp_path, data, "--epochs", "3", "--device", "cuda")
+    saved = load(path)
+    assert saved["config"]["precision"] == "bfloat16"
+    on_cpu, on_gpu = (stage2.load_model(path, device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_gpu.score_rows(ds.reviews), on_cpu.score_rows(ds.reviews), atol=1e-4)
+    np.testing.assert_allclose(on_gpu.score_catalogue(np.arange(9))[:, 1:], on_cpu.score_catalogue(np.arange(9))[:, 1:], atol=1e-4)
+    rows = ds.reviews[ds.reviews["split"] == "validation"]
+    assert roc_auc_score(rows["label"], on_gpu.score_rows(rows)) > 0.7

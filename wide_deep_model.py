@@ -1,0 +1,716 @@
+"""Stage 2: encoded rows in, a trained Wide & Deep model out.
+
+    python wide_deep_model.py                                      # processed_data/ -> best_wide_deep_model.pt
+    python wide_deep_model.py --ablations --refit --epochs 30      # also wide only and deep only; final model on all rows
+
+Reads   processed_data/ as stage 1 wrote it (verified against dataset.json).
+Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, histories), and beside it
+        last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
+
+    logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
+
+In Python, from the checkpoint alone:
+
+    from wide_deep_model import load_model
+    load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
+"""
+
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from amazon_preprocessing import (
+    CONTEXT, CROSSES, DAY_S, OWN_TEXT, PAIR_STATE, Dataset, InputError, Parser, convert, cross_ids, encode_moments, field_codes,
+    fraction, load_dataset, normalise, numeric_values, pair_state, replace_file, run_script,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+CATEGORICAL = ("user_id", "item_id", "category", "brand", "year", "month", "weekday")
+WIDE = ("user_id", "item_id", *CROSSES)
+DEFAULT_WIDE = [name for name in WIDE if name != "cross_user_item"]  # a pair occurs once, so its weight can only memorise noise
+ID_DROPOUT = 0.05  # share of training rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids
+EMBEDDING_STD = 0.005
+# Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
+# id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
+ADAGRAD_START = 10.0
+SPARSE_ADAM_EPS = 10.0
+SCORE_BLOCK = 65_536  # rows scored at a time
+CATALOGUE_BLOCK = 2_048  # items scored at a time on a CPU, so that activations stay in its cache
+FORMAT = 1  # of the checkpoint
+LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
+MAY_CHANGE_ON_RESUME = ("epochs", "patience", "resume", "data_dir", "checkpoint")
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR")
+    add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE")
+    add("--objective", choices=("like",), default="like", help="like: P(rating >= threshold), log loss")
+    add("--component", choices=("wide-deep", "wide", "deep"), default="wide-deep", help="which parts to train")
+    add("--ablations", action="store_true", help="train wide only and deep only as well, each into a checkpoint of its own")
+    add("--wide", nargs="+", choices=WIDE, default=DEFAULT_WIDE, metavar="FEATURE", help=f"of {', '.join(WIDE)}")
+    add("--deep", nargs="+", default=None, metavar="FEATURE", help=f"of {', '.join(CATEGORICAL)} and the numeric features (all when left out)")
+    add("--embedding-dim", type=int, default=32, metavar="D")
+    add("--hidden", type=int, nargs="+", default=[256, 128, 64], metavar="UNITS")
+    add("--activation", choices=("relu", "gelu", "silu"), default="relu")
+    add("--batch-norm", action="store_true")
+    add("--dropout", type=fraction, default=0.2)
+    add("--wide-optimizer", choices=("adagrad", "adam"), default="adagrad")
+    add("--wide-lr", type=float, default=0.01)
+    add("--deep-optimizer", choices=("adam", "adagrad"), default="adam")
+    add("--deep-lr", type=float, default=1e-3)
+    add("--weight-decay", type=float, default=0.0, help="L2 on the embeddings and wide weights that a batch touches")
+    add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
+    add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
+    add("--patience", type=int, default=3, help="epochs without a better validation metric before stopping")
+    add("--refit", action="store_true", help="train once more on training and validation rows for the chosen number of epochs")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
+    add("--resume", action="store_true", help="go on from last_wide_deep_model.pt beside the checkpoint")
+    add("--seed", type=int, default=42)
+    args = parser.parse_args(argv)
+    for name in ("embedding_dim", "epochs", "patience", "wide_lr", "deep_lr"):
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if min(args.hidden) < 1 or min(args.weight_decay, args.batch_size) < 0:
+        parser.error("--hidden takes positive sizes, --weight-decay and --batch-size numbers >= 0")
+    args.device = choose_device(args.device)
+    if args.precision == "auto":
+        args.precision = "bfloat16" if args.device == "cuda" else "float32"
+    return args
+
+
+def choose_device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this torch sees no GPU; use --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+class Features:
+    """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
+
+    One object serves training, evaluation and a candidate scored years later, so they cannot disagree.
+    """
+
+    def __init__(self, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict, wide: list[str], categorical: list[str], numeric: list[str]) -> None:
+        self.users, self.items, self.vocabularies = users, items, vocabularies
+        self.wide, self.categorical, self.numeric = wide, categorical, numeric
+
+    def size(self, name: str) -> int:
+        """Number of codes of a field or cross, code 0 included."""
+        if name in CROSSES:
+            return self.vocabularies["crosses"][name]["size"]
+        return {"user_id": len(self.users), "item_id": len(self.items)}.get(name) or len(self.vocabularies[name])
+
+    def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric values float32 [n, N], each around 0."""
+        codes = field_codes(rows, self.users, self.items, self.vocabularies)
+        wide = [self.wide_ids(name, codes) for name in self.wide]
+        deep = [codes[name] for name in self.categorical]
+        wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in (wide, deep))
+        return wide, deep, self.encode_numeric(self.numeric, rows)
+
+    def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
+        specs = self.vocabularies["numeric"]
+        columns = [normalise(numeric_values(name, rows, self.items, specs[name]), specs[name]) for name in names]
+        return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
+
+    def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
+        if name not in CROSSES:
+            return codes[name]
+        spec = self.vocabularies["crosses"][name]
+        return cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
+
+    def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
+        """Rows (user, item) as they would look at a moment, from the state at the end of training. ids broadcast."""
+        user_ids, item_ids = np.broadcast_arrays(user_ids, item_ids)
+        now = np.nan if timestamp_s is None else float(timestamp_s)
+        rows = {"user_id": user_ids, "item_id": item_ids}
+        for table, ids, who in ((self.users, user_ids, "user"), (self.items, item_ids, "item")):
+            rows |= {name: table[name].to_numpy()[ids] for name in table if name.startswith(f"{who}_")}
+            rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
+        rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
+        category = self.items["category"].to_numpy()[item_ids]
+        rows |= pair_state(np.where(self.users["train_count"].to_numpy()[user_ids] > 0, user_ids, 0), category, self.vocabularies)
+        rows |= {name: np.full(len(user_ids), np.nan) for name in self.vocabularies["numeric"] if name not in rows}  # the row's own text
+        moment = encode_moments(np.array([now]), self.vocabularies)
+        return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+class WideDeep(nn.Module):
+    """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings.
+
+    Both tables hold the codes of all their fields one after the other (`offsets`), so a batch is one lookup and one
+    sparse gradient: the cost of a step does not depend on the number of users.
+    """
+
+    def __init__(self, wide_sizes: list[int], deep_sizes: list[int], numeric: int, embedding_dim: int, hidden: list[int],
+                 activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0, component: str = "wide-deep") -> None:
+        super().__init__()
+        self.component, self.embedding_dim = component, embedding_dim
+        self.register_buffer("wide_offsets", torch.tensor([0, *wide_sizes[:-1]]).cumsum(0), persistent=False)
+        self.register_buffer("deep_offsets", torch.tensor([0, *deep_sizes[:-1]]).cumsum(0), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(1))
+        if component != "deep":
+            self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
+            nn.init.zeros_(self.wide.weight)
+        if component != "wide":
+            self.embedding = nn.Embedding(sum(deep_sizes), embedding_dim, sparse=True)
+            nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+            widths, layers = [len(deep_sizes) * embedding_dim + numeric, *hidden], []
+            for inputs, outputs in zip(widths, hidden):
+                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if batch_norm else [])]
+                layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
+            self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        """ids [n, W], [n, C] and values [n, N] -> logit [n], and the mean square of the weights looked up."""
+        logit, squares = self.bias, self.bias.new_zeros(())
+        if self.component != "deep":
+            weights = self.wide(wide + self.wide_offsets).squeeze(2)  # [n, W]
+            logit, squares = logit + weights.sum(1), squares + weights.square().sum()
+        if self.component != "wide":
+            embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
+            logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric], 1)).squeeze(1)
+            squares = squares + embeddings.square().sum()
+        return logit, squares / len(deep)
+
+
+def build_model(config: dict, features: Features) -> WideDeep:
+    return WideDeep([features.size(f) for f in features.wide], [features.size(f) for f in features.categorical], len(features.numeric),
+                    config["embedding_dim"], config["hidden"], config["activation"], config["batch_norm"], config["dropout"], config["component"])
+
+
+torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default, said aloud: else its optimizers warn at the first step
+
+
+def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
+    """Adagrad for the wide weights, Adam for the deep part; tables get the sparse forms, which touch only a batch's rows."""
+    def optimizer(name: str, parameters: list[nn.Parameter], lr: float, sparse: bool) -> torch.optim.Optimizer:
+        if name == "adagrad":
+            return torch.optim.Adagrad(parameters, lr=lr, initial_accumulator_value=ADAGRAD_START / args.batch_size**2)
+        return torch.optim.SparseAdam(parameters, lr=lr, eps=SPARSE_ADAM_EPS / args.batch_size) if sparse else torch.optim.Adam(parameters, lr=lr)
+
+    optimizers = []
+    if model.component != "deep":
+        optimizers.append(optimizer(args.wide_optimizer, [model.wide.weight], args.wide_lr, True))
+    if model.component != "wide":
+        optimizers.append(optimizer(args.deep_optimizer, [model.embedding.weight], args.deep_lr, True))
+        optimizers.append(optimizer(args.deep_optimizer, [model.bias, *model.mlp.parameters()], args.deep_lr, False))
+    else:
+        optimizers.append(optimizer(args.wide_optimizer, [model.bias], args.wide_lr, False))
+    return optimizers
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class Rows:
+    """Encoded rows as contiguous tensors on the device: wide, deep, numeric, label."""
+
+    def __init__(self, features: Features, frame: pd.DataFrame, device: str) -> None:
+        arrays = (*features.encode(frame), frame["label"].to_numpy(np.float32))
+        self.tensors = [torch.from_numpy(np.array(a)).to(device) for a in arrays]  # np.array: pandas may hand out read-only memory
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[list[Tensor]]:
+        """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
+        for start in range(0, len(self), size * 64):
+            end = min(start + size * 64, len(self))
+            block = [t[start:end] if order is None else t[order[start:end]] for t in self.tensors]
+            for at in range(0, end - start, size):
+                yield [t[at : at + size] for t in block]
+
+
+class Training:
+    """One model on its way: all that --resume must restore to give the very same weights."""
+
+    def __init__(self, args: Namespace, config: dict, features: Features) -> None:
+        torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
+        self.args, self.model = args, build_model(config, features).to(args.device)
+        self.optimizers = make_optimizers(self.model, args)
+        self.history = []
+        holds = [[[n == i or i in CROSSES.get(n, ()) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
+        self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
+
+    def epochs_without_gain(self) -> int:
+        return len(self.history) - best_epoch(self.history)["epoch"] if self.history else 0
+
+    def state_dict(self) -> dict:
+        cuda = torch.cuda.get_rng_state() if self.args.device == "cuda" else None
+        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
+                "cuda_rng": cuda, "history": self.history}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        self.history = state["history"]
+
+    def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
+        hidden = torch.rand(2, len(deep), 1, device=deep.device) < ID_DROPOUT
+        return tuple(ids.masked_fill((hidden & holds).any(0), 0) for ids, holds in zip((wide, deep), self.holds))
+
+    def run_epoch(self, rows: Rows, bar: tqdm) -> float:
+        """One pass over the shuffled rows; the mean training loss. A loss that is no number raises FloatingPointError."""
+        self.model.train()
+        total, steps = torch.zeros((), device=self.args.device), 0
+        for wide, deep, numeric, label in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
+            wide, deep = self.hide_ids(wide, deep)
+            with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
+                logit, squares = self.model(wide, deep, numeric)
+            loss = F.binary_cross_entropy_with_logits(logit.float(), label)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            (loss + self.args.weight_decay * squares).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+            total, steps = total + loss.detach() * len(label), steps + 1
+            bar.update(len(label))
+            if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
+                bar.set_postfix(loss=f"{finite(total) / (steps * self.args.batch_size):.4f}")
+        return finite(total) / len(rows)
+
+
+def finite(total: Tensor) -> float:
+    if not math.isfinite(value := float(total)):
+        raise FloatingPointError
+    return value
+
+
+@torch.inference_mode()
+def logits(model: WideDeep, rows: Rows) -> np.ndarray:
+    model.eval()
+    return torch.cat([model(*inputs)[0] for *inputs, _ in rows.batches(SCORE_BLOCK)]).float().cpu().numpy()
+
+
+def validate(model: WideDeep, rows: Rows) -> dict[str, float]:
+    """Log loss and AUC (absent where the rows have one class only)."""
+    label, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
+    metrics = {"validation_loss": float(np.mean(np.logaddexp(0, logit) - label * logit))}
+    if 0 < label.mean() < 1:
+        metrics["validation_auc"] = float(roc_auc_score(label, logit))
+    return metrics
+
+
+def peak_memory_mb(device: str) -> float:
+    if device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+class Run:
+    """The phases of one command: the model; with --refit once more on all its rows; with --ablations its parts alone."""
+
+    def __init__(self, args: Namespace, ds: Dataset) -> None:
+        self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
+        self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
+        self.config |= split_features(args, ds) | {"checkpoint": args.checkpoint.name}
+        self.finished, self.histories, self.resumed = [], {}, None
+        if args.resume:
+            self.load_last()
+
+    def load_last(self) -> None:
+        saved = read_checkpoint(self.last, "start without --resume")
+        if "training" not in saved or saved["fingerprint"] != self.ds.index["fingerprint"]:
+            raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
+        for name, value in self.config.items():
+            before = saved["run"].get(name)
+            if before != value and name not in ("epochs", "patience"):
+                raise InputError(f"--resume: --{name.replace('_', '-')} was {before} and is {value}; only --epochs and --patience may change")
+        self.finished, self.histories, self.resumed = saved["finished"], saved["histories"], saved
+
+    def phases(self) -> Iterator[tuple[str, str, bool, Path]]:
+        """(name, component, refit, checkpoint) in the order in which they run."""
+        paths = {self.args.component: self.args.checkpoint}
+        if self.args.ablations:
+            paths |= {part: self.args.checkpoint.with_suffix(f".{part}.pt") for part in ("wide", "deep")}
+        for component, path in paths.items():
+            yield component, component, False, path
+            if self.args.refit:
+                yield f"{component} refit", component, True, path
+
+    def execute(self) -> None:
+        for name, component, refit, path in self.phases():
+            if name not in self.finished:
+                self.train(name, component, refit, path)
+
+    def train(self, name: str, component: str, refit: bool, path: Path) -> None:
+        """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
+        args, config = self.args, self.config | {"component": component, "refit": refit}
+        features = make_features(self.ds, config)
+        served = self_contained(self.ds, features, config)
+        split = self.ds.reviews["split"]
+        train = Rows(features, self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], args.device)
+        validation = Rows(features, self.ds.reviews[split == "validation"], args.device)
+        training = Training(args, config, features)
+        if self.resumed and self.resumed["phase"] == name:
+            training.load_state_dict(self.resumed["training"])
+        epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
+        while len(training.history) < epochs and (refit or training.epochs_without_gain() < args.patience):
+            training.history.append(self.epoch(name, training, train, None if refit else validation, epochs))
+            self.histories[name] = training.history
+            checkpoint = served | {"state_dict": training.model.state_dict(), **training.history[-1], "history": self.histories[component]}
+            if len(training.history) == epochs if refit else training.epochs_without_gain() == 0:
+                replace_file(path, lambda to: torch.save(checkpoint, to))
+            self.save_last(name, checkpoint, training)
+        self.finished.append(name)
+        self.save_last(name, checkpoint if training.history else served, training)
+        print(f"{name}: {describe(training.history[-1] if refit else best_epoch(training.history))} -> {path}")
+
+    def epoch(self, name: str, training: Training, train: Rows, validation: Rows | None, epochs: int) -> dict:
+        """Train and validate once: the epoch's line of training_history.json."""
+        number, started = len(training.history) + 1, time.perf_counter()
+        with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
+            try:
+                loss = training.run_epoch(train, bar)
+            except FloatingPointError:
+                raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr") from None
+        seconds = time.perf_counter() - started
+        record = {"epoch": number, "train_loss": loss} | (validate(training.model, validation) if validation else {})
+        record |= {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": peak_memory_mb(self.args.device)}
+        print(f"{name} {describe(record)}, {record['rows_per_s']:,} rows/s", flush=True)
+        return record
+
+    def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
+        history = {"epochs": self.histories.get(self.args.component, []), "phases": self.histories}
+        replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
+        run = {"run": self.config, "phase": name, "finished": self.finished, "histories": self.histories, "training": training.state_dict()}
+        replace_file(self.last, lambda to: torch.save(checkpoint | run, to))
+
+
+def best_epoch(history: list[dict]) -> dict:
+    return max(history, key=quality)
+
+
+def quality(record: dict) -> float:
+    """What early stopping maximises: the validation AUC, or minus the validation loss where one class is missing."""
+    return record.get("validation_auc", -record["validation_loss"])
+
+
+def describe(record: dict) -> str:
+    return f"epoch {record['epoch']}: " + ", ".join(
+        f"{name.replace('_', ' ')} {record[name]:.4f}" for name in ("train_loss", "validation_loss", "validation_auc") if name in record)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+
+def split_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
+    """--deep as categorical fields and numeric features; all of both where the flag is left out."""
+    numeric = list(ds.vocabularies["numeric"])
+    chosen = args.deep or [*CATEGORICAL, *numeric]
+    if unknown := [name for name in chosen if name not in (*CATEGORICAL, *numeric)]:
+        raise InputError(f"--deep {unknown[0]}: not one of {', '.join((*CATEGORICAL, *numeric))}")
+    return {"categorical": [n for n in chosen if n in CATEGORICAL], "numeric": [n for n in chosen if n in numeric]}
+
+
+def make_features(ds: Dataset, config: dict) -> Features:
+    users, items = ds.users, ds.items
+    if config["refit"]:  # validation rows are training rows now: their ids are no longer new
+        known = ds.reviews[ds.reviews["split"] != "test"]
+        users, items = (t.assign(train_count=np.bincount(known[f"{w}_id"], minlength=len(t))) for t, w in ((users, "user"), (items, "item")))
+    return Features(users, items, ds.vocabularies, config["wide"], config["categorical"], config["numeric"])
+
+
+def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
+    """All of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it."""
+    known = ds.reviews[ds.reviews["split"] != "test"].sort_values(["user_id", "item_id"])
+    offsets = np.r_[0, np.cumsum(np.bincount(known["user_id"], minlength=len(ds.users)))]
+    return {
+        "format": FORMAT,
+        "config": config,
+        "vocabularies": convert(ds.vocabularies, np.ndarray, torch.from_numpy),
+        "users": {name: pack(features.users[name]) for name in features.users},
+        "items": {name: pack(features.items[name]) for name in features.items},
+        "seen": {"offsets": torch.from_numpy(offsets), "items": torch.from_numpy(known["item_id"].to_numpy(copy=True))},
+        "last_training_timestamp": ds.index["last_training_timestamp"],
+        "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
+        "fingerprint": ds.index["fingerprint"],
+        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": platform.python_version()},
+    }
+
+
+def pack(column: pd.Series) -> Tensor | list:
+    """A table column as a tensor, or as a list where it holds text (None is missing)."""
+    if column.dtype.kind in "if":
+        return torch.from_numpy(column.to_numpy(copy=True))
+    return [None if pd.isna(value) else str(value) for value in column]
+
+
+def read_checkpoint(path: Path, remedy: str) -> dict:
+    """Open a checkpoint without running any code of it. Raises InputError that ends with the remedy."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["format"] != FORMAT:
+            raise ValueError(f"format {saved['format']}, this version reads {FORMAT}")
+        return saved
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {remedy}") from None
+    except Exception as error:  # whatever a damaged or hostile file provokes inside the unpickler
+        raise InputError(f"{path} is not a usable checkpoint ({type(error).__name__}); {remedy}") from None
+
+
+def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
+    """The trained model, ready to predict and recommend by raw id, from the checkpoint alone.
+
+    Raises InputError where the file is missing, damaged or not a checkpoint of this project.
+    """
+    path, device, remedy = Path(path), choose_device(device), "train it: python wide_deep_model.py"
+    saved = read_checkpoint(path, remedy)
+    try:
+        return Recommender(saved, device)
+    except Exception as error:  # a file that opens but whose parts do not fit together
+        raise InputError(f"{path} does not hold a whole model ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
+
+
+def checkpoint_paths(best: Path) -> dict[str, Path | None]:
+    """The ablations' checkpoints beside `best`; None where one is absent."""
+    paths = {f"{part}_only": best.with_suffix(f".{part}.pt") for part in ("wide", "deep")}
+    return {name: path if path.exists() else None for name, path in paths.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- serving
+
+
+class Recommender:
+    """A trained model with all it needs to answer by raw id.
+
+    `config`, `history` (training_history.json's epochs), `fingerprint` and `dataset` say where it came from; `users`
+    and `items` are the tables of stage 1. Catalogue scores are those of the state and the last day of training.
+    """
+
+    def __init__(self, saved: dict, device: str) -> None:
+        self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
+        self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
+        self.users, self.items = (pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in saved[t].items()}) for t in ("users", "items"))
+        vocabularies = convert(saved["vocabularies"], Tensor, Tensor.numpy)
+        self.features = Features(self.users, self.items, vocabularies, self.config["wide"], self.config["categorical"], self.config["numeric"])
+        self.model = build_model(self.config, self.features)
+        self.model.load_state_dict(saved["state_dict"])
+        self.model.to(device).eval()
+        self.seen_offsets, self.seen_items = saved["seen"]["offsets"].numpy(), saved["seen"]["items"].numpy()
+        self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
+        self.prepare_catalogue()
+
+    @property
+    def n_items(self) -> int:
+        """Kept items, the unknown one not counted."""
+        return len(self.items) - 1
+
+    @property
+    def item_embeddings(self) -> np.ndarray:
+        """Embeddings of the items [n_items + 1, embedding_dim] by encoded id, row 0 unknown; empty for a wide-only model."""
+        if "item_id" not in self.config["categorical"] or self.config["component"] == "wide":
+            return np.empty((len(self.items), 0), np.float32)
+        start = int(self.model.deep_offsets[self.config["categorical"].index("item_id")])
+        return self.model.embedding.weight[start : start + len(self.items)].detach().cpu().numpy()
+
+    def score_rows(self, frame: pd.DataFrame) -> np.ndarray:
+        """Logits float32 [rows] of rows with their own point-in-time features, as in processed_reviews.parquet."""
+        return logits(self.model, Rows(self.features, frame.assign(label=0), self.device))
+
+    def predict(self, users: list[str], items: list[str]) -> np.ndarray:
+        """P(like) float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
+        user_ids, item_ids = encode_ids(self.user_index, users), encode_ids(self.item_index, items)
+        if len(user_ids) != len(item_ids):
+            raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
+        return 1 / (1 + np.exp(-self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))))
+
+    def recommend(self, user: str, n: int = 10, keep_seen: bool = False) -> pd.DataFrame:
+        """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts.
+
+        Items of the user's history are left out unless `keep_seen`; fewer rows come back where the catalogue ends.
+        An unseen user gets what the model would show to anybody: items that are liked by many.
+        """
+        code = int(encode_ids(self.user_index, [user])[0])
+        wide, deep = (part[0] for part in self.score_parts(np.array([code])))
+        score = wide + deep
+        score[0] = -math.inf
+        if not keep_seen:
+            score[torch.from_numpy(self.seen(code)).to(score.device).long()] = -math.inf
+        best = torch.topk(score, min(n, self.n_items)).indices
+        best = best[score[best] > -math.inf]
+        ids, parts = best.cpu().numpy(), [part[best].cpu().numpy() for part in (score, wide, deep)]
+        chosen = self.items.iloc[ids]
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), "item": chosen["item"].to_numpy(), "title": chosen["title"].to_numpy(),
+                             **dict(zip(("score", "wide", "deep"), parts))})
+
+    def seen(self, user_id: int) -> np.ndarray:
+        """Encoded items of a user's training and validation rows."""
+        return self.seen_items[self.seen_offsets[user_id] : self.seen_offsets[user_id + 1]]
+
+    def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
+        """Logits float32 [users, n_items + 1] of every item for encoded users; the unknown item, column 0, is -inf."""
+        wide, deep = self.score_parts(np.asarray(user_ids))
+        scores = wide + deep
+        scores[:, 0] = -math.inf
+        return scores.cpu().numpy()
+
+    # The catalogue pass. Each feature belongs to the user, the item, the moment, or to a pair (user and item's category).
+    # What is the item's and the moment's is done once, here. The first layer of the MLP is linear, so per user one vector
+    # per category completes it; items lie sorted by category, in blocks whose activations stay in the cache.
+
+    @torch.inference_mode()
+    def prepare_catalogue(self) -> None:
+        tables, vocabularies = (self.users, self.items), self.features.vocabularies
+        user_rows = self.features.at_moment(np.arange(len(self.users)), np.zeros(len(self.users), int), self.moment)
+        item_rows = self.features.at_moment(np.zeros(len(self.items), int), np.arange(len(self.items)), self.moment)
+        self.user_codes, codes = (field_codes(rows, *tables, vocabularies) for rows in (user_rows, item_rows))
+        self.item_wide = self.model.bias.repeat(len(self.items))
+        self.values = {}  # of a field of the item in a cross with the user: distinct codes, and which of them each item has
+        for name in self.features.wide if self.config["component"] != "deep" else []:
+            if "user" not in owners(name):
+                self.item_wide += self.wide_weights(name, self.features.wide_ids(name, codes))
+            elif "item" in owners(name):
+                values, which = np.unique(codes[CROSSES[name][1]], return_inverse=True)
+                self.values[name] = values, torch.from_numpy(which).to(self.device)
+        if self.config["component"] != "wide":
+            self.layers = folded_layers(self.model.mlp)
+            self.user_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(user_rows)[1:]]
+            item_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(item_rows)[1:]]
+            order = np.argsort(codes["category"], kind="stable")
+            self.position = torch.from_numpy(np.argsort(order)).to(self.device)  # where an item lies in that order
+            self.first_item = (self.first_layer(*item_inputs, of_user=False) + self.layers[0][1])[order]
+            self.blocks = list(blocks_of(codes["category"][order], CATALOGUE_BLOCK if self.device == "cpu" else len(order)))
+
+    def wide_weights(self, name: str, ids: np.ndarray) -> Tensor:
+        offset = int(self.model.wide_offsets[self.features.wide.index(name)])
+        return self.model.wide.weight[:, 0][torch.from_numpy(ids.astype(np.int64) + offset).to(self.device)]
+
+    def first_layer(self, deep: Tensor, numeric: Tensor, of_user: bool) -> Tensor:
+        """The part of the MLP's first layer [n, hidden[0]] that comes from the user's features, or from the item's and moment's."""
+        names = self.features.categorical, self.features.numeric
+        side = [torch.tensor([(owners(n) == {"user"}) if of_user else "user" not in owners(n) for n in group], device=self.device) for group in names]
+        embeddings = self.model.embedding(deep + self.model.deep_offsets) * side[0][:, None]
+        return torch.cat([embeddings.flatten(1), numeric * side[1]], 1) @ self.layers[0][0]
+
+    @torch.inference_mode()
+    def score_parts(self, user_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Wide part (bias included) and deep part of the logits, each [users, n_items + 1] on the device."""
+        wide, deep = self.item_wide.repeat(len(user_ids), 1), self.item_wide.new_zeros(len(user_ids), len(self.items))
+        if self.config["component"] != "deep":
+            codes = {name: values[user_ids] for name, values in self.user_codes.items()}
+            for name in self.features.wide:
+                if "user" in owners(name):
+                    wide += self.user_wide(name, codes)
+        if self.config["component"] != "wide":
+            for user_id, out in zip(user_ids, deep):
+                out.copy_(self.deep_part(int(user_id))[self.position])
+        return wide, deep
+
+    def user_wide(self, name: str, codes: dict[str, np.ndarray]) -> Tensor:
+        """Weights [users, n_items + 1 or 1] of a wide feature that involves the user: looked up once per value of its
+        other field (a category, a bucket), then spread over the items that have it."""
+        if name not in self.values:
+            return self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
+        values, which = self.values[name]
+        spec = self.features.vocabularies["crosses"][name]
+        return self.wide_weights(name, cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
+
+    def deep_part(self, user_id: int) -> Tensor:
+        """Output of the MLP for one user and every item [n_items + 1], in the order of `first_item`."""
+        deep, numeric = (inputs[user_id : user_id + 1] for inputs in self.user_inputs)
+        first_user = self.first_layer(deep, numeric, of_user=True) + self.first_layer_of_pairs(user_id)
+        longest = max(stop - start for _, start, stop in self.blocks)
+        buffers = [self.first_item.new_empty(longest, len(bias)) for _, bias in self.layers[:-1]]
+        logit, activate = self.first_item.new_empty(len(self.items), 1), self.model.mlp[1 + self.config["batch_norm"]]
+        for category, start, stop in self.blocks:
+            x = activate(torch.add(self.first_item[start:stop], first_user[category], out=buffers[0][: stop - start]))
+            for (weight, bias), buffer in zip(self.layers[1:-1], buffers[1:]):
+                x = activate(torch.addmm(bias, x, weight, out=buffer[: stop - start]))
+            torch.addmm(self.layers[-1][1], x, self.layers[-1][0], out=logit[start:stop])
+        return logit[:, 0]
+
+
+    def first_layer_of_pairs(self, user_id: int) -> Tensor:
+        """The part [categories, hidden[0]] that comes from the user's history in each category."""
+        names = [name for name in self.features.numeric if name in PAIR_STATE]
+        categories = np.arange(len(self.features.vocabularies["category"]))
+        state = pair_state(self.user_codes["user_id"][user_id], categories, self.features.vocabularies)
+        values = torch.from_numpy(self.features.encode_numeric(names, pd.DataFrame(state))).to(self.device)
+        columns = [n for n, name in enumerate(self.features.numeric) if name in PAIR_STATE]
+        numeric = self.layers[0][0][len(self.features.categorical) * self.model.embedding_dim :]
+        return values @ numeric[columns]
+
+
+def blocks_of(sorted_codes: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
+    """(code, start, stop) of runs of equal codes, cut to at most `size` rows."""
+    ends = np.r_[np.flatnonzero(np.diff(sorted_codes)) + 1, len(sorted_codes)]
+    for start, end in zip(np.r_[0, ends[:-1]], ends):
+        for at in range(start, end, size):
+            yield int(sorted_codes[start]), at, min(at + size, end)
+
+
+@torch.inference_mode()
+def folded_layers(mlp: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
+    """(weight [inputs, outputs], bias [outputs]) of each linear layer, with the batch norm that follows it folded in."""
+    layers = []
+    for module in mlp:
+        if isinstance(module, nn.Linear):
+            layers.append((module.weight.T.contiguous(), module.bias))
+        elif isinstance(module, nn.BatchNorm1d):
+            weight, bias = layers.pop()
+            scale = module.weight * torch.rsqrt(module.running_var + module.eps)
+            layers.append((weight * scale, (bias - module.running_mean) * scale + module.bias))
+    return layers
+
+
+def owners(name: str) -> set[str]:
+    """Whose feature it is: of {"user", "item", "moment"}; a cross has two owners."""
+    if name in CROSSES:
+        return owners(CROSSES[name][0]) | owners(CROSSES[name][1])
+    if name in PAIR_STATE:
+        return {"user", "item"}
+    if name in CONTEXT or name in OWN_TEXT:
+        return {"moment"}
+    return {"user"} if name.startswith("user_") else {"item"}
+
+
+def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:
+    """Encoded ids of raw ids, 0 for those never seen."""
+    return np.maximum(index.get_indexer(pd.Index([str(r) for r in raw])), 0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    ds = load_dataset(args.data_dir)
+    for split in ("train", "validation"):
+        if not ds.index["rows"][split]:
+            raise InputError(f"{args.data_dir} has no {split} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
+    if not args.batch_size:
+        args.batch_size = 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
+    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    Run(args, ds).execute()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
