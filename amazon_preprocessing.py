@@ -29,9 +29,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from readers.download import download
 
-from readers import ITEM, METADATA, RATING, TIMESTAMP, USER, InputError, amazon, delimited, demo
+from readers import ITEM, METADATA, RATING, TIMESTAMP, USER, InputError, amazon, collect, delimited, demo
+from readers.download import download
 
 # ----------------------------------------------------------------------------------------------------------------------
 UNKNOWN = "<unknown>"  # code 0 of every vocabulary, row 0 of both tables
@@ -116,10 +116,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--download and --input exclude each other")
     if args.dataset is None:
         args.dataset = "csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo"
-    if args.dataset != "demo" and not args.input and not args.download:
-        parser.error(f"--dataset {args.dataset} needs --input")
-    if args.dataset == "demo" and args.input:
-        parser.error("--dataset demo writes its own --input; name another --dataset")
+    if (args.dataset == "demo") == bool(args.input or args.download):
+        parser.error("--dataset demo writes its own --input; every other --dataset needs one")
     if (args.dataset == "csv") != bool(args.columns):
         parser.error("--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together")
     if args.test_fraction + args.validation_fraction >= 1:
@@ -130,8 +128,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ reading and cleaning
-
-
 def read_rows(args: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     """All input lines as one frame: readers.ROWS plus `file` (position in the returned names) and `given` (split or -1)."""
     read = {
@@ -141,22 +137,7 @@ def read_rows(args: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     }[args.dataset]
     sources = [(path, -1) for path in args.input]
     sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
-    tables = []
-    for file, (path, given) in enumerate(sources):
-        for table in read(path):
-            constant = {"file": pa.array(np.full(len(table), file, np.int16)), "given": pa.array(np.full(len(table), given, np.int8))}
-            for name, column in constant.items():
-                table = table.append_column(name, column)
-            tables.append(table)
-    if not tables:
-        raise InputError(f"{args.input[0]}: the file is empty")
-    table = pa.concat_tables(tables).combine_chunks()
-    rows = {name: table[name].to_numpy() for name in table.column_names if name not in (USER, ITEM, "problem")}
-    for name in (USER, ITEM):
-        codes = table[name].combine_chunks().dictionary_encode()
-        rows[name] = pd.Categorical.from_codes(codes.indices.fill_null(-1).to_numpy(zero_copy_only=False), codes.dictionary.to_pandas())
-    rows["problem"] = table["problem"].to_pandas()
-    return pd.DataFrame(rows), [str(path) for path, _ in sources]
+    return collect(read, sources), [str(path) for path, _ in sources]
 
 
 def reject_unusable(rows: pd.DataFrame, rating_range: tuple[float, float] | None) -> pd.Series:
@@ -226,8 +207,6 @@ def clean(args: argparse.Namespace, rows: pd.DataFrame, files: list[str]) -> tup
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
-
-
 def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """Split of every row, 0 train, 1 validation, 2 test. Rows of the user's own files keep theirs."""
     split = rows["given"].to_numpy().copy()
@@ -250,7 +229,7 @@ def split_by_time(args, rows, test_fraction, validation_fraction, rng) -> np.nda
     if np.isnan(times.astype(float)).any():
         raise InputError("--split time needs timestamps and this data set has none; it can have --split random, per-user, stratified, leave-one-out")
     ordered = np.append(np.sort(times), np.inf)
-    validation, test = (ordered[int(round(len(times) * (1 - f)))] for f in (test_fraction + validation_fraction, test_fraction))
+    validation, test = (ordered[round(len(times) * (1 - f))] for f in (test_fraction + validation_fraction, test_fraction))
     return np.where(times >= test, 2, np.where(times >= validation, 1, 0))
 
 
@@ -284,8 +263,6 @@ def rank_within(groups: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
-
-
 def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What each row knows of its key from *counted* rows at strictly earlier moments.
 
@@ -385,8 +362,6 @@ def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
-
-
 def encode(values: Iterable, vocabulary: list) -> np.ndarray:
     """Code of every value, 0 where the vocabulary lacks it."""
     return pd.Index(vocabulary[1:]).get_indexer(pd.Index(values)).astype(np.int32) + 1
@@ -545,7 +520,7 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: pd.DataFrame
     rng = np.random.default_rng(args.seed)
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
-    users, items = (raw_id_table(rows[name]) for name in (USER, ITEM))
+    users, items = (pd.DataFrame({name: [UNKNOWN, *rows[name].cat.categories]}) for name in (USER, ITEM))
     attributes = attributes.reindex(items[ITEM]).reset_index(drop=True)
     moment = moments_of(rows, rng)
     state = add_history(args, rows, moment, {"user": len(users), "item": len(items)})
@@ -566,20 +541,7 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: pd.DataFrame
     return rows[[*first, *(c for c in rows if c not in first)]], users, items, vocabularies
 
 
-def raw_id_table(raw: pd.Series) -> pd.DataFrame:
-    """One row per encoded id: code 0 is unknown, code c > 0 is the c-th raw id."""
-    return pd.DataFrame({raw.name: [UNKNOWN, *raw.cat.categories]})
-
-
-def read_attributes(path: Path | None) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    """Product metadata by raw item id (METADATA columns), empty where there is none, and its rejected lines."""
-    table, rejected = amazon.read_metadata(path) if path else (METADATA.empty_table(), [])
-    return table.to_pandas().set_index(ITEM), rejected
-
-
 # ------------------------------------------------------------------------------------------------------------ artifacts
-
-
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name beside `path`, flush it to disk, then rename: never a half-written file."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -728,11 +690,9 @@ def check_dataset(ds: Dataset) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
-
-
 def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
     """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
-    import matplotlib
+    import matplotlib.dates
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -744,40 +704,34 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     share = rows[RATING].value_counts(normalize=True).sort_index() * 100
     sns.barplot(x=[f"{r:g}" for r in share.index], y=share.to_numpy(), ax=axes[0, 0], color="C0")
     axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.0f %%")
-    axes[0, 0].set(title="Ratings", xlabel="rating", ylabel="% of rows")
-    for axis, who in ((axes[0, 1], "user"), (axes[0, 2], "item")):
+    axes[0, 0].set(title="Ratings", xlabel="rating", ylabel="% of rows", ylim=(0, share.max() * 1.1))
+    cold = []
+    for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts, color="C0")
-        axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most active first", ylabel="ratings")
-    plot_activity(axes[1, 0], axes[1, 1], rows)
-    cold = {s: [100 * (rows.loc[rows["split"] == c, f"{w}_id"].map(t["train_count"]) == 0).mean() for w, t in (("user", users), ("item", items))]
-            for c, s in enumerate(SPLITS) if c and (rows["split"] == c).any()}
-    shares = pd.DataFrame(cold, index=["user", "item"]).rename_axis("who").reset_index().melt("who", var_name="split")
-    sns.barplot(shares, x="split", y="value", hue="who", ax=axes[1, 2])
+        axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most rated first", ylabel="ratings")
+        new = table["train_count"].to_numpy()[rows[f"{who}_id"]] == 0
+        cold += [(SPLITS[code], who, 100 * new[rows["split"] == code].mean()) for code in (1, 2) if (rows["split"] == code).any()]
+    sns.barplot(pd.DataFrame(cold, columns=["split", "new", "share"]), x="split", y="share", hue="new", ax=axes[1, 2])
     for bars in axes[1, 2].containers:
         axes[1, 2].bar_label(bars, fmt="%.1f %%")
-    axes[1, 2].set(title="Rows whose user or item has no training row", xlabel="split", ylabel="% of rows")
+    axes[1, 2].set(title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows", ylim=(0, max(c[2] for c in cold) * 1.15 + 1))
     axes[1, 2].legend(title=None)
+    if rows[TIMESTAMP].isna().any():
+        axes[1, 0].set_title("no timestamps, so no activity over time")
+    else:
+        quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q").to_timestamp()
+        by_split = pd.crosstab(quarter, rows["split"].map(dict(enumerate(SPLITS)))).reindex(columns=SPLITS, fill_value=0)
+        axes[1, 0].stackplot(by_split.index, by_split.T.to_numpy(), labels=SPLITS, colors=["C0", "C1", "C2"])
+        axes[1, 0].set(title="Activity over time", xlabel="quarter", ylabel="rows per quarter")
+        axes[1, 0].legend(loc="upper left")
+        likes = rows["label"].groupby(quarter).agg(["mean", "size"]).query("size >= 30")
+        axes[1, 1].plot(likes.index, 100 * likes["mean"], color="C0")
+        axes[1, 1].set(title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
+        for axis in axes[1, :2]:
+            axis.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(maxticks=7))
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
-
-
-def plot_activity(volume, likes, rows: pd.DataFrame) -> None:
-    """Rows by split and the share of likes, both by calendar quarter."""
-    if rows[TIMESTAMP].isna().any():
-        for axis, title in ((volume, "Activity over time"), (likes, "Likes over time")):
-            axis.text(0.5, 0.5, "this data set has no timestamps", ha="center", transform=axis.transAxes)
-            axis.set(title=title, xticks=[], yticks=[])
-        return
-    quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q").to_timestamp()
-    by_split = pd.crosstab(quarter, rows["split"].map(dict(enumerate(SPLITS)))).reindex(columns=SPLITS, fill_value=0)
-    volume.stackplot(by_split.index, by_split.T.to_numpy(), labels=SPLITS, colors=["C0", "C1", "C2"])
-    volume.set(title="Activity over time", xlabel="quarter", ylabel="rows per quarter")
-    volume.legend(loc="upper left")
-    by_quarter = rows["label"].groupby(quarter).agg(["mean", "size"])
-    by_quarter = by_quarter[by_quarter["size"] >= 30]
-    likes.plot(by_quarter.index, 100 * by_quarter["mean"], color="C0")
-    likes.set(title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
 
 
 def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: float) -> dict:
@@ -803,8 +757,8 @@ def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: 
 
 
 def print_summary(index: dict, folder: Path) -> None:
-    print(f"{index['name']}: {sum(index['rows'].values()):,} rows, {index['users']:,} users, {index['items']:,} items, "
-          f"{100 * index['positive_rate']:.1f} % liked (rating >= {index['positive_threshold']:g})")
+    liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {index['positive_threshold']:g})"
+    print(f"{index['name']}: {sum(index['rows'].values()):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
     print(f"{index['split']} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))
     for reason, count in index["rejected"].items():
         print(f"rejected {count:,}: {reason}")
@@ -824,11 +778,12 @@ def main(argv: list[str] | None = None) -> None:
     if name != "demo":
         name = re.sub(r"(_5)?(\.(json|jsonl|csv|txt|parquet|gz))+$", "", args.input[0].name)
     rows, files = read_rows(args)
-    attributes, unread = read_attributes(args.metadata)
     rows, rejected = clean(args, rows, files)
+    kept = set(rows[ITEM].cat.categories)
+    attributes, unread = amazon.read_metadata(args.metadata, kept) if args.metadata else (METADATA.empty_table(), [])
     if unread:
         rejected = pd.concat([rejected, pd.DataFrame([(len(files), *line) for line in unread], columns=["file", "line", "reason"])])
-    rows, users, items, vocabularies = build(args, rows, attributes)
+    rows, users, items, vocabularies = build(args, rows, attributes.to_pandas().set_index(ITEM))
     index = make_index(args, name, rows, users, items, rejected, time.perf_counter() - started)
     write_artifacts(
         args.output_dir,

@@ -23,6 +23,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,25 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from amazon_preprocessing import (
-    CONTEXT, CROSSES, DAY_S, OWN_TEXT, PAIR_STATE, Dataset, InputError, Parser, convert, cross_ids, encode_moments, field_codes,
-    fraction, load_dataset, normalise, numeric_values, pair_state, replace_file, run_script,
+    CONTEXT,
+    CROSSES,
+    DAY_S,
+    OWN_TEXT,
+    PAIR_STATE,
+    Dataset,
+    InputError,
+    Parser,
+    convert,
+    cross_ids,
+    encode_moments,
+    field_codes,
+    fraction,
+    load_dataset,
+    normalise,
+    numeric_values,
+    pair_state,
+    replace_file,
+    run_script,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -380,7 +398,7 @@ class Run:
             self.histories[name] = training.history
             checkpoint = served | {"state_dict": training.model.state_dict(), **training.history[-1], "history": self.histories[component]}
             if len(training.history) == epochs if refit else training.epochs_without_gain() == 0:
-                replace_file(path, lambda to: torch.save(checkpoint, to))
+                replace_file(path, partial(torch.save, checkpoint))
             self.save_last(name, checkpoint, training)
         self.finished.append(name)
         self.save_last(name, checkpoint if training.history else served, training)
@@ -404,7 +422,7 @@ class Run:
         history = {"epochs": self.histories.get(self.args.component, []), "phases": self.histories}
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
         run = {"run": self.config, "phase": name, "finished": self.finished, "histories": self.histories, "training": training.state_dict()}
-        replace_file(self.last, lambda to: torch.save(checkpoint | run, to))
+        replace_file(self.last, partial(torch.save, checkpoint | run))
 
 
 def best_epoch(history: list[dict]) -> dict:

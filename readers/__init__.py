@@ -5,6 +5,11 @@ what a line lacks, or what cannot be parsed, is null. A line that has no row sha
 fields) is a row of nulls whose `problem` says why. Preprocessing decides what to keep.
 """
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 USER, ITEM, RATING, TIMESTAMP = "user", "item", "rating", "timestamp"
@@ -27,3 +32,22 @@ METADATA = pa.schema({ITEM: pa.string(), "title": pa.string(), "brand": pa.strin
 
 class InputError(Exception):
     """Something the user gave is wrong. The message is one line: what, where (file, line, flag), what to do."""
+
+
+def collect(read: Callable[[Path], Iterator[pa.Table]], sources: list[tuple[Path, int]]) -> pd.DataFrame:
+    """All lines of all files as one frame: ROWS, with ids as categories, plus `file` (position in sources) and `given`
+    (the number that stands beside the path)."""
+    tables = []
+    for file, (path, given) in enumerate(sources):
+        for table in read(path):
+            for name, value, kind in (("file", file, np.int16), ("given", given, np.int8)):
+                table = table.append_column(name, pa.array(np.full(len(table), value, kind)))
+            tables.append(table)
+    if not tables:
+        raise InputError(f"{sources[0][0]}: the file is empty")
+    table = pa.concat_tables(tables).combine_chunks()
+    rows = {name: table[name].to_numpy() for name in table.column_names if name not in (USER, ITEM, "problem")}
+    for name in (USER, ITEM):
+        codes = table[name].combine_chunks().dictionary_encode()
+        rows[name] = pd.Categorical.from_codes(codes.indices.fill_null(-1).to_numpy(zero_copy_only=False), codes.dictionary.to_pandas())
+    return pd.DataFrame(rows | {"problem": table["problem"].to_pandas()})

@@ -41,9 +41,10 @@ def differing_columns(one: stage1.Dataset, other: stage1.Dataset, rows: np.ndarr
     return found
 
 
-@pytest.mark.parametrize("features", ["honest", "as-published"])
-@pytest.mark.parametrize("split", ["time", "random", "per-user", "leave-one-out"])
-@pytest.mark.parametrize("held", ["test", "validation"])
+@pytest.mark.parametrize(("split", "held", "features"), [
+    *((split, held, "honest") for split in ("time", "random", "leave-one-out") for held in ("test", "validation")),
+    *((split, "test", "as-published") for split in ("time", "random")),
+])
 def test_permuting_held_out_ratings_changes_no_feature_of_any_row(tmp_path, held, split, features):
     log, flags = random_log(1200, 60, 50), ["--split", split, "--features", features]
     before = prepared(tmp_path / "before", log, *flags)
