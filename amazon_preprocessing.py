@@ -59,6 +59,7 @@ REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.
 EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
 REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
 VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
+INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "features", "positive_threshold", "rating_range", "last_training_timestamp")
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -112,18 +113,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    if args.download and args.input:
-        parser.error("--download and --input exclude each other")
     if args.dataset is None:
         args.dataset = "csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo"
-    if (args.dataset == "demo") == bool(args.input or args.download):
-        parser.error("--dataset demo writes its own --input; every other --dataset needs one")
-    if (args.dataset == "csv") != bool(args.columns):
-        parser.error("--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together")
-    if args.test_fraction + args.validation_fraction >= 1:
-        parser.error("--test-fraction and --validation-fraction leave no training rows")
-    if args.core_passes != "until-stable" and not args.core_passes.isdigit():
-        parser.error("--core-passes takes until-stable or a number")
+    for wrong, message in (
+        (args.download and args.input, "--download and --input exclude each other"),
+        ((args.dataset == "demo") == bool(args.input or args.download), "--dataset demo writes its own --input; every other --dataset needs one"),
+        ((args.dataset == "csv") != bool(args.columns), "--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together"),
+        (args.test_fraction + args.validation_fraction >= 1, "--test-fraction and --validation-fraction leave no training rows"),
+        (args.min_core < 0 or args.seed < 0, "--min-core and --seed take numbers >= 0"),
+        (not np.isfinite(args.positive_threshold), "--positive-threshold takes a finite number"),
+        (args.core_passes != "until-stable" and not args.core_passes.isdigit(), "--core-passes takes until-stable or a number"),
+    ):
+        if wrong:
+            parser.error(message)
     return args
 
 
@@ -140,7 +142,7 @@ def read_rows(args: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     return collect(read, sources), [str(path) for path, _ in sources]
 
 
-def reject_unusable(rows: pd.DataFrame, rating_range: tuple[float, float] | None) -> pd.Series:
+def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
     """The first reason why each row cannot be used, or null."""
     reason = rows["problem"].astype(object).where(rows["problem"].notna(), None)
 
@@ -150,9 +152,7 @@ def reject_unusable(rows: pd.DataFrame, rating_range: tuple[float, float] | None
     mark(rows[USER].cat.codes < 0, "missing user")
     mark(rows[ITEM].cat.codes < 0, "missing item")
     mark(~np.isfinite(rows[RATING].astype(float)), "missing or unparsable rating")
-    if rating_range:
-        low, high = rating_range
-        mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
+    mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
     if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
         mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
         mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
@@ -182,12 +182,12 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
 
 def clean(args: argparse.Namespace, rows: pd.DataFrame, files: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Usable rows after de-duplication and k-core, in the order (time, user, item), and the rejected input lines."""
-    reason = reject_unusable(rows, (1, 5) if args.dataset != "csv" else None)
+    reason = reject_unusable(rows, *((1, 5) if args.dataset != "csv" else (-np.inf, np.inf)))
     rejected = [rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])]
     rows = rows[reason.isna().to_numpy()].drop(columns="problem")
     if rows.empty:
-        first = rejected[0].iloc[0]
-        raise InputError(f"{files[first.file]}: no usable line (line {first.line}: {first.reason}); is it a file for --dataset {args.dataset}?")
+        why = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rejected[0].head(1).itertuples()) or "the file is empty"
+        raise InputError(f"{files[0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
     rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
     repeated = repeated_pairs(rows)
     rejected.append(rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays"))
@@ -290,10 +290,8 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
         value = value[order]
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
-    result = {name: np.empty(len(key)) for name in found}
-    for name, value in found.items():
-        result[name][order] = value
-    return result
+    unsorted = np.argsort(order)
+    return {name: value[unsorted] for name, value in found.items()}
 
 
 def final_statistics(key: np.ndarray, size: int, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -428,11 +426,6 @@ def rating_bucket(who: str, frame: pd.DataFrame, items: pd.DataFrame, vocabulari
     return np.where(frame[f"{who}_review_count"].to_numpy() > 0, bucket, 0).astype(np.int32)
 
 
-def cross_keys(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
-    """One 64-bit integer per pair of codes, distinct for distinct pairs."""
-    return np.asarray(left, np.int64) * spec["right_size"] + np.asarray(right, np.int64)
-
-
 def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     """Ids of the crosses left x right, 0 where either code is unknown or the pair is not in the vocabulary.
 
@@ -440,7 +433,7 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     hashed ones mix its key (the finaliser of splitmix64, Steele et al. 2014), which is stable across machines.
     The id depends on the two codes and the specification alone, so any candidate gets it at any time.
     """
-    key = cross_keys(left, right, spec)
+    key = np.asarray(left, np.int64) * spec["right_size"] + np.asarray(right, np.int64)  # distinct for distinct pairs
     if spec["kind"] == "exact":
         keys = spec["keys"] if len(spec["keys"]) else np.array([-1])
         found = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
@@ -455,9 +448,9 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
 
 def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
     """Specification of a cross from the training rows' codes: the exact pairs where they are few, else a hash."""
-    spec = {"right_size": int(right_size)}
     known = (left > 0) & (right > 0)
-    keys = np.unique(cross_keys(left[known], right[known], spec))
+    keys = np.unique(left[known].astype(np.int64) * right_size + right[known])
+    spec = {"right_size": int(right_size)}
     if len(keys) <= EXACT_PAIRS:
         return spec | {"kind": "exact", "size": len(keys) + 1, "keys": keys}
     return spec | {"kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
@@ -543,10 +536,9 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: pd.DataFrame
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under a temporary name beside `path`, flush it to disk, then rename: never a half-written file."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write under a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
     try:
-        write(temporary)
+        write(temporary := path.with_name(f".{path.name}.tmp"))
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -555,8 +547,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_reviews(path: Path, rows: pd.DataFrame) -> None:
@@ -577,14 +568,9 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
     return function(tree) if isinstance(tree, kind) else tree
 
 
-def write_vocabularies(path: Path, vocabularies: dict) -> None:
-    path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4))
-
-
 def write_rejected(path: Path, rejected: pd.DataFrame, files: list[str]) -> None:
-    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN)
     with open(path, "w") as out:
-        for row in shown.itertuples():
+        for row in rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).itertuples():
             out.write(json.dumps({"file": files[row.file], "line": int(row.line), "reason": row.reason}) + "\n")
 
 
@@ -634,12 +620,14 @@ def load_dataset(folder: Path) -> Dataset:
     again = f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"
     try:
         index = json.loads((folder / INDEX).read_bytes())
+        if missing := {*INDEX_KEYS} - index.keys() | {REVIEWS, USERS, ITEMS, VOCABULARIES} - index["files"].keys():
+            raise InputError(f"{folder / INDEX} does not tell {', '.join(sorted(missing))}{again}")
         for name, told in index["files"].items():
             if (folder / name).stat().st_size != told["bytes"] or sha256(folder / name) != told["sha256"]:
                 raise InputError(f"{folder / name} is not the file that {INDEX} names{again}")
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing{again}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}){again}") from None
     try:
         frames = []
@@ -652,7 +640,7 @@ def load_dataset(folder: Path) -> Dataset:
         dataset = Dataset(folder, index, *frames, vocabularies)
         name = check_dataset(dataset)
     except Exception as error:  # whatever a damaged or hostile file provokes inside the parsers
-        raise InputError(f"{folder / name} cannot be used ({type(error).__name__}: {str(error)[:200]}){again}") from None
+        raise InputError(f"{folder / name} cannot be used ({type(error).__name__}: {' '.join(str(error)[:200].split())}){again}") from None
     if name:
         raise InputError(f"{folder}: {name}{again}")
     return dataset
@@ -660,39 +648,55 @@ def load_dataset(folder: Path) -> Dataset:
 
 def check_dataset(ds: Dataset) -> str:
     """What in the artifacts contradicts their contract, or "": later stages index by these codes without looking again."""
-    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(ds.vocabularies[f]) for f in (*CONTEXT, "category", "brand")}}
-    sizes |= {name: ds.vocabularies["crosses"][name]["size"] for name in CROSSES}
-    for frame, name in [(ds.items, "category"), (ds.items, "brand"), *((ds.reviews, n) for n in sizes if n not in ("category", "brand"))]:
-        codes = frame[name].to_numpy()
-        if codes.dtype.kind != "i" or not len(codes) or codes.min() < 0 or codes.max() >= sizes[name]:
-            return f"{name} holds codes outside 0..{sizes[name] - 1}"
-    if ds.reviews[["user_id", "item_id"]].to_numpy().min() < 1:
-        return "a row has an unknown user or item"
-    split = ds.reviews["split"].astype(str).to_numpy()
+    words, split = ds.vocabularies, ds.reviews["split"].astype(str).to_numpy()
+    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, "category", "brand")}}
+    sizes |= {name: words["crosses"][name]["size"] for name in CROSSES}
+    for name in sizes:
+        codes = (ds.items if name in ("category", "brand") else ds.reviews)[name].to_numpy()
+        if codes.dtype.kind != "i" or not len(codes) or codes.min() < (name in ("user_id", "item_id")) or codes.max() >= sizes[name]:
+            return f"{name} holds codes outside its vocabulary of {sizes[name]}"
     if [s for s, before in zip(split, [None, *split[:-1]]) if s != before] != [s for s in SPLITS if s in split]:
         return "the rows are not ordered train, validation, test"
-    columns = [n for n in ds.vocabularies["numeric"] if n not in ATTRIBUTES]
-    if not all(ds.reviews[n].dtype.kind in "if" for n in [*columns, RATING]) or not np.isfinite(ds.reviews[RATING]).all():
+    if {n: int((split == n).sum()) for n in SPLITS} != ds.index["rows"]:
+        return f"{INDEX} tells other numbers of rows"
+    columns = [n for n in words["numeric"] if n not in ATTRIBUTES]
+    if not all(ds.reviews[n].dtype.kind in "if" for n in [*columns, RATING, TIMESTAMP]) or not np.isfinite(ds.reviews[RATING]).all():
         return "a numeric column holds something else"
     for who, table in (("user", ds.users), ("item", ds.items)):
         trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == "train"], minlength=len(table))
-        if not np.array_equal(trained, table["train_count"]) or not all(table[f"{who}_{n}"].dtype.kind in "if" for n in STATE):
+        numbers = [f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")]
+        if not np.array_equal(trained, table["train_count"]) or not all(table[n].dtype.kind in "if" for n in numbers) or who not in table:
             return f"{who}s.parquet does not belong to {REVIEWS}"
-    for spec in ds.vocabularies["numeric"].values():
-        if len(spec["knots"]) != len(spec["levels"]) or (np.diff(spec["knots"]) <= 0).any():
-            return "the quantiles of a numeric feature are not increasing"
-    for spec in ds.vocabularies["crosses"].values():
-        if spec["kind"] == "exact" and (spec["size"] != len(spec["keys"]) + 1 or (np.diff(spec["keys"]) <= 0).any()):
-            return "the pairs of a cross are not sorted"
-        if any(len(values) != spec["size"] for values in spec.get("state", {}).values()):
-            return "the state of a cross does not cover its ids"
+    if "title" not in ds.items or any(not 0 <= len(e) < RATING_BUCKETS or (np.diff(e) <= 0).any() for e in words["bucket_edges"].values()):
+        return "the items lack titles, or the rating buckets are not increasing"
+    return use_once(ds)
+
+
+def use_once(ds: Dataset) -> str:
+    """Use every part on some rows as the later stages will: what is missing or of another kind fails here, not there."""
+    rows, words = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1], ds.vocabularies
+    codes = field_codes(rows, ds.users, ds.items, words)
+    for name, spec in words["crosses"].items():
+        uneven = spec["kind"] == "exact" and (spec["size"] != len(spec["keys"]) + 1 or (np.diff(spec["keys"]) <= 0).any())
+        uneven = uneven or any(len(values) != spec["size"] for values in spec.get("state", {}).values()) or spec["kind"] not in ("exact", "hash")
+        if uneven or not np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name]):
+            return f"{name} is not the cross that {VOCABULARIES} specifies"
+    for name in (*NUMERIC, *(n for n in OWN_TEXT if n in words["numeric"])):
+        spec = words["numeric"][name]
+        values = numeric_values(name, rows, ds.items, spec)
+        numbers = [*spec["knots"], *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
+        if not np.isfinite(numbers).all() or np.isinf(values).any() or len(spec["knots"]) != len(spec["levels"]) or (np.diff(spec["knots"]) <= 0).any():
+            return f"{name} is not finite, or its quantiles do not increase"
+    if any(not np.array_equal(found, rows[name]) for name, found in encode_moments(rows[TIMESTAMP].to_numpy(), words).items()):
+        return "the moments of the rows are not those of their timestamps"
+    pair_state(rows["user_id"].to_numpy(), codes["category"], words)[PAIR_STATE[1]].astype(np.float32)
     return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
 def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
     """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
-    import matplotlib.dates
+    import matplotlib.dates  # here, because importing it costs a second that no later stage should pay
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -743,26 +747,13 @@ def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: 
         "items": len(items) - 1,
         "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
         "positive_rate": float(rows["label"].mean()),
-        "positive_threshold": args.positive_threshold,
         "rating_range": [float(rows[RATING].min()), float(rows[RATING].max())],
-        "split": args.split,
-        "features": args.features,
-        "seed": args.seed,
-        "min_core": args.min_core,
+        **{key: getattr(args, key) for key in ("positive_threshold", "split", "features", "seed", "min_core")},
         "last_training_timestamp": None if times.isna().any() else int(times[rows["split"] == 0].max()),
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
         "seconds": round(seconds, 2),
     }
-
-
-def print_summary(index: dict, folder: Path) -> None:
-    liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {index['positive_threshold']:g})"
-    print(f"{index['name']}: {sum(index['rows'].values()):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
-    print(f"{index['split']} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))
-    for reason, count in index["rejected"].items():
-        print(f"rejected {count:,}: {reason}")
-    print(f"wrote {folder} in {index['seconds']:.1f} s")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -791,13 +782,18 @@ def main(argv: list[str] | None = None) -> None:
             REVIEWS: lambda path: write_reviews(path, rows),
             USERS: lambda path: users.to_parquet(path, compression="zstd", index=False),
             ITEMS: lambda path: items.to_parquet(path, compression="zstd", index=False),
-            VOCABULARIES: lambda path: write_vocabularies(path, vocabularies),
+            VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
             REJECTED: lambda path: write_rejected(path, rejected, [*files, str(args.metadata)]),
             EXPLORATION: lambda path: plot_exploration(path, name, rows, users, items),
         },
         index,
     )
-    print_summary(index, args.output_dir)
+    liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {args.positive_threshold:g})"
+    print(f"{name}: {len(rows):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
+    print(f"{args.split} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))
+    for reason, count in index["rejected"].items():
+        print(f"rejected {count:,}: {reason}")
+    print(f"wrote {args.output_dir} in {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ In Python, from the checkpoint alone:
     load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
 
+import io
 import json
 import math
 import platform
@@ -96,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--weight-decay", type=float, default=0.0, help="L2 on the embeddings and wide weights that a batch touches")
     add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
-    add("--patience", type=int, default=3, help="epochs without a better validation metric before stopping")
+    add("--patience", type=int, default=4, help="epochs without a better validation metric before stopping")
     add("--refit", action="store_true", help="train once more on training and validation rows for the chosen number of epochs")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
@@ -104,10 +105,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
     for name in ("embedding_dim", "epochs", "patience", "wide_lr", "deep_lr"):
-        if getattr(args, name) <= 0:
+        if not 0 < getattr(args, name) < math.inf:  # NaN too
             parser.error(f"--{name.replace('_', '-')} must be above 0")
-    if min(args.hidden) < 1 or min(args.weight_decay, args.batch_size) < 0:
+    if min(args.hidden) < 1 or not 0 <= args.weight_decay < math.inf or args.batch_size < 0:
         parser.error("--hidden takes positive sizes, --weight-decay and --batch-size numbers >= 0")
+    if args.checkpoint.name in (LAST, HISTORY):
+        parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
+    args.wide, args.deep = list(dict.fromkeys(args.wide)), args.deep and list(dict.fromkeys(args.deep))
     args.device = choose_device(args.device)
     if args.precision == "auto":
         args.precision = "bfloat16" if args.device == "cuda" else "float32"
@@ -169,7 +173,7 @@ class Features:
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
         category = self.items["category"].to_numpy()[item_ids]
         rows |= pair_state(np.where(self.users["train_count"].to_numpy()[user_ids] > 0, user_ids, 0), category, self.vocabularies)
-        rows |= {name: np.full(len(user_ids), np.nan) for name in self.vocabularies["numeric"] if name not in rows}  # the row's own text
+        rows |= {name: np.full(len(user_ids), np.nan) for name in OWN_TEXT}  # the row's own text
         moment = encode_moments(np.array([now]), self.vocabularies)
         return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
 
@@ -302,6 +306,8 @@ class Training:
         self.model.train()
         total, steps = torch.zeros((), device=self.args.device), 0
         for wide, deep, numeric, label in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
+            if len(label) == 1 and self.args.batch_norm:  # a left-over row has no variance
+                continue
             wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit, squares = self.model(wide, deep, numeric)
@@ -327,12 +333,15 @@ def finite(total: Tensor) -> float:
 @torch.inference_mode()
 def logits(model: WideDeep, rows: Rows) -> np.ndarray:
     model.eval()
-    return torch.cat([model(*inputs)[0] for *inputs, _ in rows.batches(SCORE_BLOCK)]).float().cpu().numpy()
+    found = [model(*inputs)[0].float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]
+    return torch.cat(found or [torch.empty(0)]).numpy()
 
 
 def validate(model: WideDeep, rows: Rows) -> dict[str, float]:
     """Log loss and AUC (absent where the rows have one class only)."""
     label, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
+    if not np.isfinite(logit).all():
+        raise FloatingPointError
     metrics = {"validation_loss": float(np.mean(np.logaddexp(0, logit) - label * logit))}
     if 0 < label.mean() < 1:
         metrics["validation_auc"] = float(roc_auc_score(label, logit))
@@ -358,12 +367,18 @@ class Run:
 
     def load_last(self) -> None:
         saved = read_checkpoint(self.last, "start without --resume")
-        if "training" not in saved or saved["fingerprint"] != self.ds.index["fingerprint"]:
+        kinds = {"training": dict, "run": dict, "phase": str, "finished": list, "histories": dict, "fingerprint": str}
+        whole = all(isinstance(saved.get(name), kind) for name, kind in kinds.items()) and bool(saved["run"])
+        whole = whole and {*saved["histories"]} == {*saved["finished"], saved["phase"]}
+        if not whole or saved["histories"][saved["phase"]] != saved["training"].get("history"):
+            raise InputError(f"--resume: {self.last} is not the state of a training; start without --resume")
+        if saved["fingerprint"] != self.ds.index["fingerprint"]:
             raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
         for name, value in self.config.items():
             before = saved["run"].get(name)
-            if before != value and name not in ("epochs", "patience"):
-                raise InputError(f"--resume: --{name.replace('_', '-')} was {before} and is {value}; only --epochs and --patience may change")
+            if before != value and (name not in ("epochs", "patience") or saved["finished"]):
+                raise InputError(f"--resume: --{name.replace('_', '-')} was {before} and is {value}; only --epochs and --patience may change, "
+                                 "and only while the first model trains")
         self.finished, self.histories, self.resumed = saved["finished"], saved["histories"], saved
 
     def phases(self) -> Iterator[tuple[str, str, bool, Path]]:
@@ -391,17 +406,19 @@ class Run:
         validation = Rows(features, self.ds.reviews[split == "validation"], args.device)
         training = Training(args, config, features)
         if self.resumed and self.resumed["phase"] == name:
-            training.load_state_dict(self.resumed["training"])
+            try:
+                training.load_state_dict(self.resumed["training"])
+            except Exception as error:  # whatever a damaged file holds
+                raise InputError(f"--resume: {self.last} does not fit ({type(error).__name__}); start without --resume") from None
         epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
         while len(training.history) < epochs and (refit or training.epochs_without_gain() < args.patience):
             training.history.append(self.epoch(name, training, train, None if refit else validation, epochs))
             self.histories[name] = training.history
             checkpoint = served | {"state_dict": training.model.state_dict(), **training.history[-1], "history": self.histories[component]}
             if len(training.history) == epochs if refit else training.epochs_without_gain() == 0:
-                replace_file(path, partial(torch.save, checkpoint))
+                replace_file(path, partial(save, checkpoint))
             self.save_last(name, checkpoint, training)
-        self.finished.append(name)
-        self.save_last(name, checkpoint if training.history else served, training)
+        self.finished.append(name)  # of the phases before the one in the last checkpoint, whose state says itself how far it is
         print(f"{name}: {describe(training.history[-1] if refit else best_epoch(training.history))} -> {path}")
 
     def epoch(self, name: str, training: Training, train: Rows, validation: Rows | None, epochs: int) -> dict:
@@ -410,10 +427,11 @@ class Run:
         with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
             try:
                 loss = training.run_epoch(train, bar)
+                seconds = time.perf_counter() - started
+                metrics = validate(training.model, validation) if validation else {}
             except FloatingPointError:
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr") from None
-        seconds = time.perf_counter() - started
-        record = {"epoch": number, "train_loss": loss} | (validate(training.model, validation) if validation else {})
+        record = {"epoch": number, "train_loss": loss} | metrics
         record |= {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": peak_memory_mb(self.args.device)}
         print(f"{name} {describe(record)}, {record['rows_per_s']:,} rows/s", flush=True)
         return record
@@ -422,7 +440,7 @@ class Run:
         history = {"epochs": self.histories.get(self.args.component, []), "phases": self.histories}
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
         run = {"run": self.config, "phase": name, "finished": self.finished, "histories": self.histories, "training": training.state_dict()}
-        replace_file(self.last, partial(torch.save, checkpoint | run))
+        replace_file(self.last, partial(save, checkpoint | run))
 
 
 def best_epoch(history: list[dict]) -> dict:
@@ -484,6 +502,12 @@ def pack(column: pd.Series) -> Tensor | list:
     return [None if pd.isna(value) else str(value) for value in column]
 
 
+def save(saved: dict, path: Path) -> None:
+    buffer = io.BytesIO()  # torch.save on a full disk raises a RuntimeError about its own container
+    torch.save(saved, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
 def read_checkpoint(path: Path, remedy: str) -> dict:
     """Open a checkpoint without running any code of it. Raises InputError that ends with the remedy."""
     try:
@@ -536,8 +560,22 @@ class Recommender:
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
         self.seen_offsets, self.seen_items = saved["seen"]["offsets"].numpy(), saved["seen"]["items"].numpy()
+        self.check_codes()
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.prepare_catalogue()
+
+    def check_codes(self) -> None:
+        """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
+        for name in ("category", "brand"):
+            if not self.items[name].between(0, self.features.size(name) - 1).all():
+                raise ValueError(f"{name} codes out of range")
+        offsets, items = self.seen_offsets, self.seen_items
+        if len(offsets) != len(self.users) + 1 or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
+            raise ValueError("seen items do not belong to the users")
+        if ((items < 1) | (items > self.n_items)).any() or "title" not in self.items:
+            raise ValueError("items do not fit")
+        if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
+            raise ValueError("weights are not finite")
 
     @property
     def n_items(self) -> int:

@@ -45,11 +45,12 @@ def differing_columns(one: stage1.Dataset, other: stage1.Dataset, rows: np.ndarr
     *((split, held, "honest") for split in ("time", "random", "leave-one-out") for held in ("test", "validation")),
     *((split, "test", "as-published") for split in ("time", "random")),
 ])
-def test_permuting_held_out_ratings_changes_no_feature_of_any_row(tmp_path, held, split, features):
+def test_other_held_out_ratings_change_no_feature_of_any_row(tmp_path, held, split, features):
+    """Permuted and turned round (5 for 1), so that their mean and quantiles change too."""
     log, flags = random_log(1200, 60, 50), ["--split", split, "--features", features]
     before = prepared(tmp_path / "before", log, *flags)
     lines = np.flatnonzero(lines_of(before, log, held))
-    log.loc[lines, "rating"] = np.random.default_rng(0).permutation(log.loc[lines, "rating"])
+    log.loc[lines, "rating"] = 6 - np.random.default_rng(0).permutation(log.loc[lines, "rating"])
     after = prepared(tmp_path / "after", log, *flags)
     changed = differing_columns(before, after)
     assert set(OUTCOME) <= changed  # the permutation did something
@@ -79,6 +80,23 @@ def test_what_happens_at_a_moment_or_later_changes_nothing_until_then(tmp_path, 
         assert state <= differing_columns(before, after)  # rows after t do notice
     else:
         assert changed > {"user_avg_rating", "item_avg_rating", "review_length", "word_count"}
+
+
+def test_scales_and_vocabularies_are_those_of_the_training_rows(tmp_path):
+    """Under a time split counts, ages and years of later rows lie outside: fitted on all rows, each of these would differ."""
+    log = random_log(1200, 60, 50)
+    ds = prepared(tmp_path, log.assign(timestamp=log["timestamp"] + 150 * 86_400))
+    train_rows = ds.reviews[ds.reviews["split"] == "train"]
+    years = set(pd.to_datetime(train_rows["timestamp"], unit="s").dt.year)
+    assert set(ds.vocabularies["year"][1:]) == years < set(pd.to_datetime(ds.reviews["timestamp"], unit="s").dt.year)
+    for name, spec in ds.vocabularies["numeric"].items():
+        if spec["prior"] is None and name in train_rows:
+            values = stage1.numeric_values(name, train_rows, ds.items, spec)
+            values = values[~np.isnan(values)]
+            if spec["knots"]:
+                assert (spec["knots"][0], spec["knots"][-1]) == (values.min(), values.max())
+            else:
+                np.testing.assert_allclose([spec["mean"], spec["deviation"]], [values.mean(), values.std() or 1.0])
 
 
 def test_held_out_texts_reach_nothing(tmp_path):

@@ -63,7 +63,10 @@ def test_final_statistics_are_the_group_statistics_of_the_counted_rows(rows):
         np.testing.assert_allclose(found["avg_x"][k], np.nan if np.isnan(value[here]).all() else np.nanmean(value[here]))
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
+codes = st.tuples(st.integers(0, 9), st.integers(0, 9))
+
+
+@given(st.lists(codes, min_size=1, max_size=60), st.lists(codes, max_size=20))
 def test_exact_cross_ids_are_a_dictionary_of_the_training_pairs(train, other):
     left, right = np.array(train).T
     spec = stage1.fit_cross(left, right, right_size=10)
@@ -181,8 +184,8 @@ def test_unusable_lines_are_told_with_their_line(tmp_path):
     path = write_log(tmp_path / "log.json", log)
     lines = path.read_text().splitlines()
     good = lines[10]
-    broken = ["{not json", good.replace('"reviewerID"', '"who"'), good.replace('"overall": ', '"overall": 9'), good.replace('"unixReviewTime": 1', '"unixReviewTime": -1'),
-              good.replace('"overall"', '"stars"')]
+    spoiled = (('"reviewerID"', '"who"'), ('"overall": ', '"overall": 9'), ('"unixReviewTime": 1', '"unixReviewTime": -1'), ('"overall"', '"stars"'))
+    broken = ["{not json", *(good.replace(*change) for change in spoiled)]
     path.write_text("\n".join(broken + lines) + "\n")
     stage1.main(["--dataset", "amazon-reviews", "--input", str(path), "--output-dir", str(tmp_path / "out")])
     rejected = pd.read_json(tmp_path / "out" / "rejected_rows.jsonl", lines=True).set_index("line")["reason"]
