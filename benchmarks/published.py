@@ -37,7 +37,7 @@ def run(reviews: Path, folder: Path, features: str, seed: int) -> dict:
     folder.mkdir(parents=True)
     stages = [
         ["amazon_preprocessing.py", "--dataset", "amazon-reviews", "--input", reviews, "--split", "random", "--features", features],
-        ["wide_deep_model.py"],
+        ["wide_deep_model.py", "--wide-lr", 0.1],  # chosen on the validation rows of seeds 1 to 3 of Musical Instruments
         ["model_evaluation.py", "--bootstrap", 0],
     ]
     for script, *flags in stages:
