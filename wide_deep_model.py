@@ -254,7 +254,7 @@ class Rows:
 
     def __init__(self, features: Features, frame: pd.DataFrame, device: str) -> None:
         arrays = (*features.encode(frame), frame["label"].to_numpy(np.float32))
-        self.tensors = [torch.from_numpy(np.array(a)).to(device) for a in arrays]  # np.array: pandas may hand out read-only memory
+        self.tensors = [torch.tensor(a, device=device) for a in arrays]  # a copy: pandas may hand out read-only memory
 
     def __len__(self) -> int:
         return len(self.tensors[0])
