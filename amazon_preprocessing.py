@@ -703,7 +703,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     import seaborn as sns
 
     sns.set_theme(style="whitegrid", palette="colorblind")
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), constrained_layout=True)
+    figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
     share = rows[RATING].value_counts(normalize=True).sort_index() * 100
     sns.barplot(x=[f"{r:g}" for r in share.index], y=share.to_numpy(), ax=axes[0, 0], color="C0")

@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_file, run_script
-from wide_deep_model import checkpoint_paths, load_model
+from wide_deep_model import ablation_path, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
@@ -47,6 +47,7 @@ CHOICE_USERS = 500  # validation users on whom item_knn and als choose by catalo
 BLOCK_USERS = 100  # users whose scores of the whole catalogue are held at once
 BOOTSTRAP_THRESHOLDS = 10_000  # beyond as many distinct scores, neighbours are one for the intervals: moves an AUC by far less than 1e-5
 DIVERSITY_WORK = 2e8  # products of co-rating counts that intra-list diversity may cost (Electronics needs 2e7)
+DENSE_ITEMS = 8_000  # similarities of as many items are looked up in a dense table, twenty times faster and at most 256 MB
 HEAD_SHARE = 0.8  # head items: the fewest that together hold this share of the training rows
 LATENCY_CALLS, CALIBRATION_BINS = 100, 15
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,7 +222,8 @@ def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
     column.data = column.data / np.sqrt(np.bincount(column.indices, minlength=len(distinct)))[column.indices]
     cosine, inside = csr_matrix(column.T @ column), inside.reshape(lists.shape)
     cosine.sort_indices()
-    total, pairs = np.zeros(lists.shape), np.zeros(lists.shape)
+    cosine = cosine.toarray() if len(distinct) <= DENSE_ITEMS else cosine
+    total, pairs = np.zeros((2, *lists.shape))
     for later in range(1, lists.shape[1]):
         row = np.flatnonzero(lists[:, later] >= 0)  # lists are padded at their end
         total[row, later] = sum(np.asarray(cosine[inside[row, earlier], inside[row, later]]).ravel() for earlier in range(later))
@@ -304,9 +306,7 @@ def item_knn(likes: csr_matrix, knobs: tuple[str, int]) -> Scorer:
     model.fit(likes, show_progress=False)
     similarity = csr_matrix(model.similarity, dtype=np.float32)
     similarity.data[similarity.indices == np.repeat(np.arange(likes.shape[1]), np.diff(similarity.indptr))] = 0
-
     to_item = csr_matrix(similarity.T)
-
     def score_rows(frame: pd.DataFrame) -> np.ndarray:
         blocks = (frame[["user_id", "item_id"]].to_numpy()[begin:begin + 20_000].T for begin in range(0, len(frame), 20_000))
         return np.concatenate([np.asarray(likes[user].multiply(to_item[item]).sum(axis=1), np.float32).ravel() for user, item in blocks])
@@ -475,8 +475,7 @@ def slice_metrics(result: Result, rows: TestRows, user_count: np.ndarray, item_c
     """Ratings metrics of wide_deep on parts of the test rows. Head, tail and cold items divide the rows among themselves."""
     order = np.argsort(-item_count, kind="stable")
     in_head = np.isin(rows.item, order[:np.searchsorted(np.cumsum(item_count[order]), HEAD_SHARE * item_count.sum()) + 1])
-    known_user, known_item = user_count[rows.users[rows.user]] > 0, item_count[rows.item] > 0
-    out = {}
+    known_user, known_item, out = user_count[rows.users[rows.user]] > 0, item_count[rows.item] > 0, {}
     for name, part in {"cold_user": ~known_user, "warm_user": known_user, "cold_item": ~known_item, "head_items": in_head & known_item,
                        "tail_items": ~in_head & known_item}.items():
         user, label, score = rows.user[part], rows.label[part], result.score[part]
@@ -494,8 +493,8 @@ def measure_latency(model, ds: Dataset, rng: np.random.Generator) -> dict[str, f
     for user in ds.users["user"].to_numpy()[rng.choice(known, LATENCY_CALLS + 5)]:
         model.recommend(user, n=10)
         clock.append(time.perf_counter())
-    p50, p95, p99 = np.percentile(1000 * np.diff(clock)[5:], [50, 95, 99]).tolist()
-    return {"p50": p50, "p95": p95, "p99": p99, "catalogue_items": len(ds.items) - 1, "threads": torch.get_num_threads()}
+    percentiles = zip(("p50", "p95", "p99"), np.percentile(1000 * np.diff(clock)[5:], [50, 95, 99]).tolist())
+    return dict(percentiles, catalogue_items=len(ds.items) - 1, threads=torch.get_num_threads())
 
 
 # ----------------------------------------------------------------------------------------------------- report and table
@@ -711,13 +710,14 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 
 def load_models(args: Namespace, ds: Dataset) -> dict[str, object]:
-    """wide_deep, and those ablations that are asked for and lie beside it."""
-    models = {"wide_deep": load_model(args.checkpoint, device=args.device)}
-    if models["wide_deep"].fingerprint != ds.index["fingerprint"]:
-        again = f"python wide_deep_model.py --data-dir {args.data_dir} --checkpoint {args.checkpoint}"
-        raise InputError(f"{args.checkpoint} was trained on other data than {args.data_dir}; run: {again}")
-    found = checkpoint_paths(args.checkpoint)
-    return models | {name: load_model(found[name], device=args.device) for name in args.baselines if found.get(name)}
+    """wide_deep, and those ablations that are asked for and lie beside it, all trained on this data set."""
+    paths, models = {"wide_deep": args.checkpoint} | {f"{part}_only": ablation_path(args.checkpoint, part) for part in ("wide", "deep")}, {}
+    for name in (name for name in paths if name == "wide_deep" or (name in args.baselines and paths[name].exists())):
+        models[name] = load_model(paths[name], device=args.device)
+        if models[name].fingerprint != ds.index["fingerprint"]:
+            again = f"python wide_deep_model.py --data-dir {args.data_dir} --checkpoint {args.checkpoint}{' --ablations' * (name != 'wide_deep')}"
+            raise InputError(f"{paths[name]} was trained on other data than {args.data_dir}; run: {again}")
+    return models
 
 
 def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generator, seconds: dict) -> tuple[dict, TestRows, int]:

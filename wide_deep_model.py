@@ -9,10 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
 
-In Python, from the checkpoint alone:
-
-    from wide_deep_model import load_model
-    load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
+In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
 
 import io
@@ -30,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -66,12 +62,11 @@ EMBEDDING_STD = 0.005
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
 ADAGRAD_START = 10.0
-SPARSE_ADAM_EPS = 10.0
+ROW_ADAM_EPS = 10.0
 SCORE_BLOCK = 65_536  # rows scored at a time
-CATALOGUE_BLOCK = 2_048  # items scored at a time on a CPU, so that activations stay in its cache
-FORMAT = 1  # of the checkpoint
+CATALOGUE_BLOCK = 2_048  # candidates scored at a time on a CPU, so that activations stay in its cache
+FORMAT = 2  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
-MAY_CHANGE_ON_RESUME = ("epochs", "patience", "resume", "data_dir", "checkpoint")
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--weight-decay", type=float, default=0.0, help="L2 on the embeddings and wide weights that a batch touches")
     add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
-    add("--patience", type=int, default=3, help="epochs without a better validation metric before stopping")
+    add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
     add("--refit", action="store_true", help="train once more on training and validation rows for the chosen number of epochs")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
@@ -125,8 +120,6 @@ def choose_device(name: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- features
-
-
 class Features:
     """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
 
@@ -179,8 +172,6 @@ class Features:
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
-
-
 class WideDeep(nn.Module):
     """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings.
 
@@ -207,17 +198,21 @@ class WideDeep(nn.Module):
                 layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
-    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [n, W], [n, C] and values [n, N] -> logit [n], and the mean square of the weights looked up."""
-        logit, squares = self.bias, self.bias.new_zeros(())
+    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """ids [n, W], [n, C] and values [n, N] -> logit [n], and the weights looked up, for --weight-decay."""
+        logit, looked_up = self.bias, []
         if self.component != "deep":
-            weights = self.wide(wide + self.wide_offsets).squeeze(2)  # [n, W]
-            logit, squares = logit + weights.sum(1), squares + weights.square().sum()
+            looked_up.append(weights := self.wide(wide + self.wide_offsets).squeeze(2))  # [n, W]
+            logit = logit + weights.sum(1)
         if self.component != "wide":
-            embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
+            looked_up.append(embeddings := self.embedding(deep + self.deep_offsets))  # [n, C, D]
             logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric], 1)).squeeze(1)
-            squares = squares + embeddings.square().sum()
-        return logit, squares / len(deep)
+        return logit, looked_up
+
+
+def mean_square(looked_up: list[Tensor]) -> Tensor:
+    """Sum of the squares of the weights that a row looks up, mean over the rows."""
+    return sum(weights.square().sum() for weights in looked_up) / len(looked_up[0])
 
 
 def build_model(config: dict, features: Features) -> WideDeep:
@@ -225,30 +220,61 @@ def build_model(config: dict, features: Features) -> WideDeep:
                     config["embedding_dim"], config["hidden"], config["activation"], config["batch_norm"], config["dropout"], config["component"])
 
 
-torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default, said aloud: else its optimizers warn at the first step
+class RowOptimizer(torch.optim.Optimizer):
+    """Reads and writes only the rows of a table that have a gradient: the arithmetic of torch's sparse optimizers without their
+    temporary sparse tensors, which took a third of a step. "statistics" are tables of its size with their start values."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for table in group["params"]:
+                gradient, state = table.grad.coalesce(), self.state[table]
+                if not state:
+                    state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
+                state["step"] += 1
+                rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
+                parts = [whole.index_select(0, rows) for whole in wholes]
+                table.index_add_(0, rows, self.change(gradient.values(), *parts, state["step"], group))
+                for whole, part in zip(wholes, parts):
+                    whole.index_copy_(0, rows, part)
+
+
+class RowAdagrad(RowOptimizer):
+    def change(self, gradient: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
+        """Duchi et al. 2011."""
+        return gradient.div(total.addcmul_(gradient, gradient).sqrt().add_(group["eps"])).mul_(-group["lr"])
+
+
+class RowAdam(RowOptimizer):
+    def change(self, gradient: Tensor, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
+        """Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction."""
+        beta1, beta2 = group["betas"]
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        return mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
-    """Adagrad for the wide weights, Adam for the deep part; tables get the sparse forms, which touch only a batch's rows."""
-    def optimizer(name: str, parameters: list[nn.Parameter], lr: float, sparse: bool) -> torch.optim.Optimizer:
+    """Adagrad for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
+    def optimizer(name: str, lr: float, parameters: list[nn.Parameter], of_rows: bool) -> torch.optim.Optimizer:
+        start, eps = ADAGRAD_START / args.batch_size**2, ROW_ADAM_EPS / args.batch_size
+        if name == "adagrad" and of_rows:
+            return RowAdagrad(parameters, {"lr": lr, "eps": 1e-10, "statistics": {"sum": start}})
         if name == "adagrad":
-            return torch.optim.Adagrad(parameters, lr=lr, initial_accumulator_value=ADAGRAD_START / args.batch_size**2)
-        return torch.optim.SparseAdam(parameters, lr=lr, eps=SPARSE_ADAM_EPS / args.batch_size) if sparse else torch.optim.Adam(parameters, lr=lr)
+            return torch.optim.Adagrad(parameters, lr, initial_accumulator_value=start)
+        if of_rows:
+            return RowAdam(parameters, {"lr": lr, "eps": eps, "betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}})
+        return torch.optim.Adam(parameters, lr, fused=True)
 
-    optimizers = []
-    if model.component != "deep":
-        optimizers.append(optimizer(args.wide_optimizer, [model.wide.weight], args.wide_lr, True))
-    if model.component != "wide":
-        optimizers.append(optimizer(args.deep_optimizer, [model.embedding.weight], args.deep_lr, True))
-        optimizers.append(optimizer(args.deep_optimizer, [model.bias, *model.mlp.parameters()], args.deep_lr, False))
-    else:
-        optimizers.append(optimizer(args.wide_optimizer, [model.bias], args.wide_lr, False))
-    return optimizers
+    wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
+    found = [] if model.component == "deep" else [optimizer(*wide, [model.wide.weight], True)]
+    if model.component == "wide":
+        return [*found, optimizer(*wide, [model.bias], False)]
+    return [*found, optimizer(*deep, [model.embedding.weight], True), optimizer(*deep, [model.bias, *model.mlp.parameters()], False)]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-
-
 class Rows:
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, label."""
 
@@ -271,9 +297,11 @@ class Rows:
 class Training:
     """One model on its way: all that --resume must restore to give the very same weights."""
 
-    def __init__(self, args: Namespace, config: dict, features: Features) -> None:
+    def __init__(self, args: Namespace, config: dict, features: Features, base_rate: float) -> None:
+        """base_rate: share of likes among the training rows. The bias starts there; else the weights of ids learn it in its stead."""
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
         self.args, self.model = args, build_model(config, features).to(args.device)
+        nn.init.constant_(self.model.bias, torch.tensor(base_rate).logit(eps=1e-3).item())
         self.optimizers = make_optimizers(self.model, args)
         self.history = []
         holds = [[[n == i or i in CROSSES.get(n, ()) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
@@ -310,11 +338,13 @@ class Training:
                 continue
             wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
-                logit, squares = self.model(wide, deep, numeric)
-            loss = F.binary_cross_entropy_with_logits(logit.float(), label)
+                logit, looked_up = self.model(wide, deep, numeric)
+            loss = objective = F.binary_cross_entropy_with_logits(logit.float(), label)
+            if self.args.weight_decay:
+                objective = loss + self.args.weight_decay * mean_square(looked_up)
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
-            (loss + self.args.weight_decay * squares).backward()
+            objective.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
             total, steps = total + loss.detach() * len(label), steps + 1
@@ -325,9 +355,9 @@ class Training:
 
 
 def finite(total: Tensor) -> float:
-    if not math.isfinite(value := float(total)):
-        raise FloatingPointError
-    return value
+    if math.isfinite(value := float(total)):
+        return value
+    raise FloatingPointError
 
 
 @torch.inference_mode()
@@ -339,6 +369,8 @@ def logits(model: WideDeep, rows: Rows) -> np.ndarray:
 
 def validate(model: WideDeep, rows: Rows) -> dict[str, float]:
     """Log loss and AUC (absent where the rows have one class only)."""
+    from sklearn.metrics import roc_auc_score  # here: importing it takes a second that serving need not pay
+
     label, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
     if not np.isfinite(logit).all():
         raise FloatingPointError
@@ -349,9 +381,8 @@ def validate(model: WideDeep, rows: Rows) -> dict[str, float]:
 
 
 def peak_memory_mb(device: str) -> float:
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**20, 1)
 
 
 class Run:
@@ -359,6 +390,7 @@ class Run:
 
     def __init__(self, args: Namespace, ds: Dataset) -> None:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
+        args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= split_features(args, ds) | {"checkpoint": args.checkpoint.name}
         self.finished, self.histories, self.resumed = [], {}, None
@@ -385,16 +417,16 @@ class Run:
         """(name, component, refit, checkpoint) in the order in which they run."""
         paths = {self.args.component: self.args.checkpoint}
         if self.args.ablations:
-            paths |= {part: self.args.checkpoint.with_suffix(f".{part}.pt") for part in ("wide", "deep")}
+            paths |= {part: ablation_path(self.args.checkpoint, part) for part in ("wide", "deep")}
         for component, path in paths.items():
             yield component, component, False, path
             if self.args.refit:
                 yield f"{component} refit", component, True, path
 
     def execute(self) -> None:
-        for name, component, refit, path in self.phases():
-            if name not in self.finished:
-                self.train(name, component, refit, path)
+        for phase in self.phases():
+            if phase[0] not in self.finished:
+                self.train(*phase)
 
     def train(self, name: str, component: str, refit: bool, path: Path) -> None:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
@@ -404,7 +436,7 @@ class Run:
         split = self.ds.reviews["split"]
         train = Rows(features, self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], args.device)
         validation = Rows(features, self.ds.reviews[split == "validation"], args.device)
-        training = Training(args, config, features)
+        training = Training(args, config, features, float(train.tensors[-1].mean()))
         if self.resumed and self.resumed["phase"] == name:
             try:
                 training.load_state_dict(self.resumed["training"])
@@ -458,8 +490,6 @@ def describe(record: dict) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
-
-
 def split_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
     """--deep as categorical fields and numeric features; all of both where the flag is left out."""
     numeric = list(ds.vocabularies["numeric"])
@@ -495,11 +525,15 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
     }
 
 
-def pack(column: pd.Series) -> Tensor | list:
-    """A table column as a tensor, or as a list where it holds text (None is missing)."""
+def pack(column: pd.Series) -> Tensor | str:
+    """A table column as a tensor, or, where it holds text, as one JSON text: pickling many small strings takes seconds."""
     if column.dtype.kind in "if":
         return torch.from_numpy(column.to_numpy(copy=True))
-    return [None if pd.isna(value) else str(value) for value in column]
+    return json.dumps([None if pd.isna(value) else str(value) for value in column])
+
+
+def unpack(columns: dict[str, Tensor | str]) -> pd.DataFrame:
+    return pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy() for name, column in columns.items()})
 
 
 def save(saved: dict, path: Path) -> None:
@@ -534,15 +568,12 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
         raise InputError(f"{path} does not hold a whole model ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
 
 
-def checkpoint_paths(best: Path) -> dict[str, Path | None]:
-    """The ablations' checkpoints beside `best`; None where one is absent."""
-    paths = {f"{part}_only": best.with_suffix(f".{part}.pt") for part in ("wide", "deep")}
-    return {name: path if path.exists() else None for name, path in paths.items()}
+def ablation_path(best: Path, part: str) -> Path:
+    """Where --ablations puts the model that has this part only."""
+    return best.with_suffix(f".{part}.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
-
-
 class Recommender:
     """A trained model with all it needs to answer by raw id.
 
@@ -553,7 +584,7 @@ class Recommender:
     def __init__(self, saved: dict, device: str) -> None:
         self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
         self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
-        self.users, self.items = (pd.DataFrame({k: v.numpy() if isinstance(v, Tensor) else v for k, v in saved[t].items()}) for t in ("users", "items"))
+        self.users, self.items = unpack(saved["users"]), unpack(saved["items"])
         vocabularies = convert(saved["vocabularies"], Tensor, Tensor.numpy)
         self.features = Features(self.users, self.items, vocabularies, self.config["wide"], self.config["categorical"], self.config["numeric"])
         self.model = build_model(self.config, self.features)
@@ -656,7 +687,8 @@ class Recommender:
             order = np.argsort(codes["category"], kind="stable")
             self.position = torch.from_numpy(np.argsort(order)).to(self.device)  # where an item lies in that order
             self.first_item = (self.first_layer(*item_inputs, of_user=False) + self.layers[0][1])[order]
-            self.blocks = list(blocks_of(codes["category"][order], CATALOGUE_BLOCK if self.device == "cpu" else len(order)))
+            self.block = CATALOGUE_BLOCK if self.device == "cpu" else 128 * CATALOGUE_BLOCK
+            self.blocks = list(blocks_of(codes["category"][order], self.block))
 
     def wide_weights(self, name: str, ids: np.ndarray) -> Tensor:
         offset = int(self.model.wide_offsets[self.features.wide.index(name)])
@@ -679,8 +711,7 @@ class Recommender:
                 if "user" in owners(name):
                     wide += self.user_wide(name, codes)
         if self.config["component"] != "wide":
-            for user_id, out in zip(user_ids, deep):
-                out.copy_(self.deep_part(int(user_id))[self.position])
+            deep = self.deep_part(user_ids)[:, self.position]
         return wide, deep
 
     def user_wide(self, name: str, codes: dict[str, np.ndarray]) -> Tensor:
@@ -692,36 +723,35 @@ class Recommender:
         spec = self.features.vocabularies["crosses"][name]
         return self.wide_weights(name, cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
 
-    def deep_part(self, user_id: int) -> Tensor:
-        """Output of the MLP for one user and every item [n_items + 1], in the order of `first_item`."""
-        deep, numeric = (inputs[user_id : user_id + 1] for inputs in self.user_inputs)
-        first_user = self.first_layer(deep, numeric, of_user=True) + self.first_layer_of_pairs(user_id)
-        longest = max(stop - start for _, start, stop in self.blocks)
-        buffers = [self.first_item.new_empty(longest, len(bias)) for _, bias in self.layers[:-1]]
-        logit, activate = self.first_item.new_empty(len(self.items), 1), self.model.mlp[1 + self.config["batch_norm"]]
+    def deep_part(self, user_ids: np.ndarray) -> Tensor:
+        """Output of the MLP [users, n_items + 1], items in the order of `first_item`."""
+        first_user = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)[:, None] + self.first_layer_of_pairs(user_ids)
+        buffers = [self.first_item.new_empty(self.block, len(bias)) for _, bias in self.layers[:-1]]
+        logit, activate = self.first_item.new_empty(len(user_ids), len(self.items)), self.model.mlp[1 + self.config["batch_norm"]]
         for category, start, stop in self.blocks:
-            x = activate(torch.add(self.first_item[start:stop], first_user[category], out=buffers[0][: stop - start]))
-            for (weight, bias), buffer in zip(self.layers[1:-1], buffers[1:]):
-                x = activate(torch.addmm(bias, x, weight, out=buffer[: stop - start]))
-            torch.addmm(self.layers[-1][1], x, self.layers[-1][0], out=logit[start:stop])
-        return logit[:, 0]
+            items, at_once = self.first_item[start:stop], self.block // (stop - start)
+            for of_users, out in zip(first_user[:, category, None].split(at_once), logit[:, start:stop].split(at_once)):
+                x = torch.add(items, of_users, out=buffers[0][: out.numel()].view(*out.shape, -1))
+                x = activate(x).flatten(0, 1)
+                for (weight, bias), buffer in zip(self.layers[1:-1], buffers[1:]):
+                    x = activate(torch.addmm(bias, x, weight, out=buffer[: out.numel()]))
+                out.copy_(torch.addmm(self.layers[-1][1], x, self.layers[-1][0]).view_as(out))
+        return logit
 
-
-    def first_layer_of_pairs(self, user_id: int) -> Tensor:
-        """The part [categories, hidden[0]] that comes from the user's history in each category."""
-        names = [name for name in self.features.numeric if name in PAIR_STATE]
-        categories = np.arange(len(self.features.vocabularies["category"]))
-        state = pair_state(self.user_codes["user_id"][user_id], categories, self.features.vocabularies)
-        values = torch.from_numpy(self.features.encode_numeric(names, pd.DataFrame(state))).to(self.device)
-        columns = [n for n, name in enumerate(self.features.numeric) if name in PAIR_STATE]
-        numeric = self.layers[0][0][len(self.features.categorical) * self.model.embedding_dim :]
-        return values @ numeric[columns]
+    def first_layer_of_pairs(self, user_ids: np.ndarray) -> Tensor:
+        """The part [users, categories, hidden[0]] of the MLP's first layer that comes from a user's history in each category."""
+        users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids][:, None], np.arange(len(self.features.vocabularies["category"])))
+        state = pd.DataFrame(pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
+        names = {n: name for n, name in enumerate(self.features.numeric) if name in PAIR_STATE}
+        values = torch.from_numpy(self.features.encode_numeric(list(names.values()), state)).to(self.device)
+        weight = self.layers[0][0][len(self.features.categorical) * self.model.embedding_dim :][list(names)]
+        return (values @ weight).view(*users.shape, -1)
 
 
 def blocks_of(sorted_codes: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
     """(code, start, stop) of runs of equal codes, cut to at most `size` rows."""
     ends = np.r_[np.flatnonzero(np.diff(sorted_codes)) + 1, len(sorted_codes)]
-    for start, end in zip(np.r_[0, ends[:-1]], ends):
+    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist()):
         for at in range(start, end, size):
             yield int(sorted_codes[start]), at, min(at + size, end)
 
@@ -762,8 +792,6 @@ def main(argv: list[str] | None = None) -> None:
     for split in ("train", "validation"):
         if not ds.index["rows"][split]:
             raise InputError(f"{args.data_dir} has no {split} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
-    if not args.batch_size:
-        args.batch_size = 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     Run(args, ds).execute()
 

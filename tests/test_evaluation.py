@@ -69,7 +69,7 @@ def data():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, data):
+def run(tmp_path, tmp_path_factory, monkeypatch, data):
     """Run the script on the planted data; returns (metrics, path of the picture)."""
 
     def call(*flags, ds=data[0], models=None, picture=False):
@@ -78,10 +78,11 @@ def run(tmp_path, monkeypatch, data):
         models = models or {"best.pt": KnownModel(data[1])}
         monkeypatch.setattr(me, "load_dataset", lambda folder: ds)
         monkeypatch.setattr(me, "load_model", lambda path, device="auto": models[path.name])
-        paths = {f"{part}_only": me.Path(f"best.{part}.pt") if f"best.{part}.pt" in models else None for part in ("wide", "deep")}
-        monkeypatch.setattr(me, "checkpoint_paths", lambda best: paths)
+        folder = tmp_path_factory.mktemp("models")
+        for name in models:
+            (folder / name).touch()
         out = [tmp_path / "metrics.json", tmp_path / "results.png"]
-        me.main(["--checkpoint", "best.pt", "--metrics", str(out[0]), "--plot", str(out[1]), *map(str, flags)])
+        me.main(["--checkpoint", str(folder / "best.pt"), "--metrics", str(out[0]), "--plot", str(out[1]), *map(str, flags)])
         return json.loads(out[0].read_text()), out[1]
 
     return call
@@ -337,11 +338,12 @@ def test_malformed_comparison_is_refused_before_any_work(run, tmp_path, text):
     assert [p.name for p in tmp_path.iterdir()] == ["other.json"]
 
 
-def test_checkpoint_of_other_data_is_refused(run, data):
-    model = KnownModel(data[1])
-    model.fingerprint = "another"
-    with pytest.raises(InputError, match="run: python wide_deep_model"):
-        run(models={"best.pt": model})
+@pytest.mark.parametrize("stale", ["best.pt", "best.deep.pt"])
+def test_checkpoint_of_other_data_is_refused(run, data, stale):
+    models = {"best.pt": KnownModel(data[1]), "best.deep.pt": KnownModel(data[1])}
+    models[stale].fingerprint = "another"
+    with pytest.raises(InputError, match=rf"{stale} was trained on other data .*run: python wide_deep_model"):
+        run(models=models)
 
 
 def test_help_prints_every_default(capsys):

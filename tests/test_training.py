@@ -103,7 +103,7 @@ def test_forward_is_the_formula(component, activation, batch_norm):
     wide, deep = (np.stack([rng.integers(0, size, 20) for size in sizes], 1) for sizes in (wide_sizes, deep_sizes))
     wide[0], wide[1], deep[0], deep[1] = 0, np.array(wide_sizes) - 1, 0, np.array(deep_sizes) - 1  # the ends of every table
     values = rng.normal(size=(20, numeric)).astype(np.float32)
-    found, squares = model(torch.from_numpy(wide), torch.from_numpy(deep), torch.from_numpy(values))
+    found, looked_up = model(torch.from_numpy(wide), torch.from_numpy(deep), torch.from_numpy(values))
     rows = zip(wide, deep, values, found.tolist())
     for w, d, v, logit in rows:
         expected = reference_logit(model.state_dict(), w, d, v, wide_sizes, deep_sizes, activation)
@@ -112,17 +112,17 @@ def test_forward_is_the_formula(component, activation, batch_norm):
     for table, ids, sizes in (("wide.weight", wide, wide_sizes), ("embedding.weight", deep, deep_sizes)):
         if table in state:
             expected += sum(float((state[table][sum(sizes[:f]) + row[f]] ** 2).sum()) for row in ids for f in range(len(sizes)))
-    np.testing.assert_allclose(squares.item(), expected / 20, rtol=1e-5)
+    np.testing.assert_allclose(stage2.mean_square(looked_up).item(), expected / 20, rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- the optimizers
 
 
 def one_step(model, optimizers, wide, deep, numeric, label, decay=0.0):
-    logit, squares = model(wide, deep, numeric)
+    logit, looked_up = model(wide, deep, numeric)
     for optimizer in optimizers:
         optimizer.zero_grad()
-    (torch.nn.functional.binary_cross_entropy_with_logits(logit, label) + decay * squares).backward()
+    (torch.nn.functional.binary_cross_entropy_with_logits(logit, label) + decay * stage2.mean_square(looked_up)).backward()
     for optimizer in optimizers:
         optimizer.step()
 
@@ -156,6 +156,27 @@ def test_a_step_changes_the_rows_of_its_batch_and_no_other(wide_optimizer, deep_
             assert changed == set((ids + torch.tensor([0, 50])).flatten().tolist())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
+    """Many steps on rows that come back, repeat within a batch and stay away, against torch.optim.Adagrad and SparseAdam."""
+    generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, 3, sparse=True) for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    if kind == "adagrad":
+        ours = stage2.RowAdagrad([tables[0].weight], {"lr": 0.1, "eps": 1e-10, "statistics": {"sum": 0.02}})
+        theirs = torch.optim.Adagrad([tables[1].weight], lr=0.1, initial_accumulator_value=0.02)
+    else:
+        ours = stage2.RowAdam([tables[0].weight], {"lr": 0.1, "eps": 0.01, "betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}})
+        theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1, eps=0.01)
+    for _ in range(50):
+        ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, 3, generator=generator)
+        for table, optimizer in zip(tables, (ours, theirs)):
+            optimizer.zero_grad()
+            (table(ids) - target).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
 @pytest.mark.parametrize(("wide_optimizer", "deep_optimizer"), [("adagrad", "adam"), ("adam", "adagrad")])
 def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep_optimizer):
@@ -171,7 +192,8 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
         assert group["lr"] == lr and kind in type(optimizer).__name__.lower()
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         if kind == "adagrad":  # the first step of the paper's formulas
-            step = gradient / ((optimizer.defaults["initial_accumulator_value"] + gradient**2).sqrt() + group["eps"])
+            start = group["initial_accumulator_value"] if "statistics" not in group else group["statistics"]["sum"]
+            step = gradient / ((start + gradient**2).sqrt() + group["eps"])
         else:
             scale = math.sqrt(1 - group["betas"][1]) if parameter.grad.is_sparse else 1.0  # SparseAdam adds eps before the bias correction
             step = gradient / (gradient.abs() + group["eps"] / scale)
@@ -184,7 +206,7 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
     command = stage2.Run(args, ds)
     config = command.config | {"component": "wide-deep"}
     features = stage2.make_features(ds, config)
-    training = stage2.Training(args, config, features)
+    training = stage2.Training(args, config, features, 0.8)
     ones = torch.ones(40_000, len(features.wide), dtype=torch.int32), torch.ones(40_000, len(features.categorical), dtype=torch.int32)
     wide, deep = training.hide_ids(*ones)
     hidden = {name: deep[:, features.categorical.index(name)] == 0 for name in ("user_id", "item_id")}
