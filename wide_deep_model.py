@@ -13,6 +13,7 @@ In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=1
 """
 
 import io
+import itertools
 import json
 import math
 import platform
@@ -31,27 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from amazon_preprocessing import (
-    CONTEXT,
-    CROSSES,
-    DAY_S,
-    OWN_TEXT,
-    PAIR_STATE,
-    Dataset,
-    InputError,
-    Parser,
-    convert,
-    cross_ids,
-    encode_moments,
-    field_codes,
-    fraction,
-    load_dataset,
-    normalise,
-    numeric_values,
-    pair_state,
-    replace_file,
-    run_script,
-)
+import amazon_preprocessing as stage1
+from amazon_preprocessing import CONTEXT, CROSSES, DAY_S, OWN_TEXT, PAIR_STATE, Dataset, InputError, Parser, fraction, load_dataset, replace_file, run_script
 
 # ----------------------------------------------------------------------------------------------------------------------
 CATEGORICAL = ("user_id", "item_id", "category", "brand", "year", "month", "weekday")
@@ -65,6 +47,7 @@ ADAGRAD_START = 10.0
 ROW_ADAM_EPS = 10.0
 SCORE_BLOCK = 65_536  # rows scored at a time
 CATALOGUE_BLOCK = 2_048  # candidates scored at a time on a CPU, so that activations stay in its cache
+SHORTLIST = 2_048  # items of a large catalogue that `recommend` scores in full, after a first pass over all
 FORMAT = 2  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,7 +121,7 @@ class Features:
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric values float32 [n, N], each around 0."""
-        codes = field_codes(rows, self.users, self.items, self.vocabularies)
+        codes = stage1.field_codes(rows, self.users, self.items, self.vocabularies)
         wide = [self.wide_ids(name, codes) for name in self.wide]
         deep = [codes[name] for name in self.categorical]
         wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in (wide, deep))
@@ -146,14 +129,14 @@ class Features:
 
     def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
         specs = self.vocabularies["numeric"]
-        columns = [normalise(numeric_values(name, rows, self.items, specs[name]), specs[name]) for name in names]
+        columns = [stage1.normalise(stage1.numeric_values(name, rows, self.items, specs[name]), specs[name]) for name in names]
         return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
         if name not in CROSSES:
             return codes[name]
         spec = self.vocabularies["crosses"][name]
-        return cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
+        return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
         """Rows (user, item) as they would look at a moment, from the state at the end of training. ids broadcast."""
@@ -165,9 +148,9 @@ class Features:
             rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
         category = self.items["category"].to_numpy()[item_ids]
-        rows |= pair_state(np.where(self.users["train_count"].to_numpy()[user_ids] > 0, user_ids, 0), category, self.vocabularies)
+        rows |= stage1.pair_state(np.where(self.users["train_count"].to_numpy()[user_ids] > 0, user_ids, 0), category, self.vocabularies)
         rows |= {name: np.full(len(user_ids), np.nan) for name in OWN_TEXT}  # the row's own text
-        moment = encode_moments(np.array([now]), self.vocabularies)
+        moment = stage1.encode_moments(np.array([now]), self.vocabularies)
         return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
 
 
@@ -221,8 +204,8 @@ def build_model(config: dict, features: Features) -> WideDeep:
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Reads and writes only the rows of a table that have a gradient: the arithmetic of torch's sparse optimizers without their
-    temporary sparse tensors, which took a third of a step. "statistics" are tables of its size with their start values."""
+    """Touches only the rows of a table that have a gradient: the arithmetic of torch's sparse optimizers without their temporary
+    sparse tensors, which took a third of a step. "statistics" are tables of its size with their start values."""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -476,12 +459,8 @@ class Run:
 
 
 def best_epoch(history: list[dict]) -> dict:
-    return max(history, key=quality)
-
-
-def quality(record: dict) -> float:
-    """What early stopping maximises: the validation AUC, or minus the validation loss where one class is missing."""
-    return record.get("validation_auc", -record["validation_loss"])
+    """By validation AUC, or by validation loss where one class is missing."""
+    return max(history, key=lambda record: record.get("validation_auc", -record["validation_loss"]))
 
 
 def describe(record: dict) -> str:
@@ -514,7 +493,7 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
     return {
         "format": FORMAT,
         "config": config,
-        "vocabularies": convert(ds.vocabularies, np.ndarray, torch.from_numpy),
+        "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
         "users": {name: pack(features.users[name]) for name in features.users},
         "items": {name: pack(features.items[name]) for name in features.items},
         "seen": {"offsets": torch.from_numpy(offsets), "items": torch.from_numpy(known["item_id"].to_numpy(copy=True))},
@@ -585,7 +564,7 @@ class Recommender:
         self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
         self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
         self.users, self.items = unpack(saved["users"]), unpack(saved["items"])
-        vocabularies = convert(saved["vocabularies"], Tensor, Tensor.numpy)
+        vocabularies = stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
         self.features = Features(self.users, self.items, vocabularies, self.config["wide"], self.config["categorical"], self.config["numeric"])
         self.model = build_model(self.config, self.features)
         self.model.load_state_dict(saved["state_dict"])
@@ -603,15 +582,10 @@ class Recommender:
         offsets, items = self.seen_offsets, self.seen_items
         if len(offsets) != len(self.users) + 1 or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
             raise ValueError("seen items do not belong to the users")
-        if ((items < 1) | (items > self.n_items)).any() or "title" not in self.items:
+        if ((items < 1) | (items >= len(self.items))).any() or "title" not in self.items:
             raise ValueError("items do not fit")
         if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
             raise ValueError("weights are not finite")
-
-    @property
-    def n_items(self) -> int:
-        """Kept items, the unknown one not counted."""
-        return len(self.items) - 1
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -632,33 +606,36 @@ class Recommender:
             raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
         return 1 / (1 + np.exp(-self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))))
 
+    @torch.inference_mode()
     def recommend(self, user: str, n: int = 10, keep_seen: bool = False) -> pd.DataFrame:
         """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts.
 
         Items of the user's history are left out unless `keep_seen`; fewer rows come back where the catalogue ends.
         An unseen user gets what the model would show to anybody: items that are liked by many.
         """
-        code = int(encode_ids(self.user_index, [user])[0])
-        wide, deep = (part[0] for part in self.score_parts(np.array([code])))
-        score = wide + deep
-        score[0] = -math.inf
-        if not keep_seen:
-            score[torch.from_numpy(self.seen(code)).to(score.device).long()] = -math.inf
-        best = torch.topk(score, min(n, self.n_items)).indices
-        best = best[score[best] > -math.inf]
-        ids, parts = best.cpu().numpy(), [part[best].cpu().numpy() for part in (score, wide, deep)]
-        chosen = self.items.iloc[ids]
-        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), "item": chosen["item"].to_numpy(), "title": chosen["title"].to_numpy(),
-                             **dict(zip(("score", "wide", "deep"), parts))})
+        code = encode_ids(self.user_index, [user])
+        seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]]
+        barred = torch.tensor([0] if keep_seen else [0, *seen.tolist()], device=self.device)
+        wide, of_user, sure = self.wide_part(code)[0], self.first_of_users(code), False
+        if self.shortcut and n > 0:  # enough if nothing outside the shortlist can be better than what is found in it
+            guess = best(wide + self.deep_part(of_user, self.shortcut)[0], barred, SHORTLIST)
+            at = self.position[guess.indices]
+            exact = self.finish(self.activate(self.first_item[at] + of_user[0, self.category[at]]), self.layers[1:])
+            deep = torch.full_like(wide, -math.inf).index_copy_(0, guess.indices, exact)
+            sure = best(wide + deep, barred, n).values[-1] >= guess.values[-1] + self.shortcut_error
+        if not sure:
+            deep = self.deep_part(of_user, self.layers[1:])[0]
+        found = best(wide + deep, barred, n)
+        ids = found.indices[found.values > -math.inf]
+        columns = {name: part[ids].cpu().numpy() for name, part in (("score", wide + deep), ("wide", wide), ("deep", deep))}
+        names = {name: self.items[name].iloc[ids.cpu().numpy()].to_numpy() for name in ("item", "title")}
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, **columns})
 
-    def seen(self, user_id: int) -> np.ndarray:
-        """Encoded items of a user's training and validation rows."""
-        return self.seen_items[self.seen_offsets[user_id] : self.seen_offsets[user_id + 1]]
-
+    @torch.inference_mode()
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Logits float32 [users, n_items + 1] of every item for encoded users; the unknown item, column 0, is -inf."""
-        wide, deep = self.score_parts(np.asarray(user_ids))
-        scores = wide + deep
+        user_ids = np.asarray(user_ids)
+        scores = self.wide_part(user_ids) + self.deep_part(self.first_of_users(user_ids), self.layers[1:])
         scores[:, 0] = -math.inf
         return scores.cpu().numpy()
 
@@ -671,7 +648,7 @@ class Recommender:
         tables, vocabularies = (self.users, self.items), self.features.vocabularies
         user_rows = self.features.at_moment(np.arange(len(self.users)), np.zeros(len(self.users), int), self.moment)
         item_rows = self.features.at_moment(np.zeros(len(self.items), int), np.arange(len(self.items)), self.moment)
-        self.user_codes, codes = (field_codes(rows, *tables, vocabularies) for rows in (user_rows, item_rows))
+        self.user_codes, codes = (stage1.field_codes(rows, *tables, vocabularies) for rows in (user_rows, item_rows))
         self.item_wide = self.model.bias.repeat(len(self.items))
         self.values = {}  # of a field of the item in a cross with the user: distinct codes, and which of them each item has
         for name in self.features.wide if self.config["component"] != "deep" else []:
@@ -680,15 +657,28 @@ class Recommender:
             elif "item" in owners(name):
                 values, which = np.unique(codes[CROSSES[name][1]], return_inverse=True)
                 self.values[name] = values, torch.from_numpy(which).to(self.device)
+        self.shortcut, self.layers = None, []
         if self.config["component"] != "wide":
-            self.layers = folded_layers(self.model.mlp)
+            self.layers, self.activate = folded_layers(self.model.mlp), self.model.mlp[1 + self.config["batch_norm"]]
             self.user_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(user_rows)[1:]]
             item_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(item_rows)[1:]]
             order = np.argsort(codes["category"], kind="stable")
             self.position = torch.from_numpy(np.argsort(order)).to(self.device)  # where an item lies in that order
             self.first_item = (self.first_layer(*item_inputs, of_user=False) + self.layers[0][1])[order]
             self.block = CATALOGUE_BLOCK if self.device == "cpu" else 128 * CATALOGUE_BLOCK
-            self.blocks = list(blocks_of(codes["category"][order], self.block))
+            self.category = torch.from_numpy(codes["category"][order]).to(self.device).long()
+            self.runs = {begin: runs_of(codes["category"][order], begin, self.block) for begin in range(0, len(order), self.block)}
+            if len(self.items) > 4 * SHORTLIST:
+                self.fit_shortcut()
+
+    def fit_shortcut(self) -> None:
+        """A linear layer in place of all but the first, by ridge regression on evenly spread users and items, and its worst error."""
+        users, items = (np.linspace(0, len(table) - 1, size).astype(int) for table, size in ((self.users, 64), (self.items, 512)))
+        x = self.activate(self.first_item[items] + self.first_of_users(users)[:, self.category[items]]).flatten(0, 1)
+        x, y = F.pad(x, (0, 1), value=1.0), self.finish(x, self.layers[1:])
+        gram = x.T @ x
+        weight = torch.linalg.solve(gram + 1e-5 * gram.diagonal().mean() * torch.eye(len(gram), device=self.device), x.T @ y)
+        self.shortcut, self.shortcut_error = [(weight[:-1, None], weight[-1:])], (y - x @ weight).max()
 
     def wide_weights(self, name: str, ids: np.ndarray) -> Tensor:
         offset = int(self.model.wide_offsets[self.features.wide.index(name)])
@@ -701,18 +691,13 @@ class Recommender:
         embeddings = self.model.embedding(deep + self.model.deep_offsets) * side[0][:, None]
         return torch.cat([embeddings.flatten(1), numeric * side[1]], 1) @ self.layers[0][0]
 
-    @torch.inference_mode()
-    def score_parts(self, user_ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Wide part (bias included) and deep part of the logits, each [users, n_items + 1] on the device."""
-        wide, deep = self.item_wide.repeat(len(user_ids), 1), self.item_wide.new_zeros(len(user_ids), len(self.items))
-        if self.config["component"] != "deep":
-            codes = {name: values[user_ids] for name, values in self.user_codes.items()}
-            for name in self.features.wide:
-                if "user" in owners(name):
-                    wide += self.user_wide(name, codes)
-        if self.config["component"] != "wide":
-            deep = self.deep_part(user_ids)[:, self.position]
-        return wide, deep
+    def wide_part(self, user_ids: np.ndarray) -> Tensor:
+        """Wide part of the logits, bias included, [users, n_items + 1] on the device."""
+        wide, codes = self.item_wide.repeat(len(user_ids), 1), {name: values[user_ids] for name, values in self.user_codes.items()}
+        for name in self.features.wide if self.config["component"] != "deep" else []:
+            if "user" in owners(name):
+                wide += self.user_wide(name, codes)
+        return wide
 
     def user_wide(self, name: str, codes: dict[str, np.ndarray]) -> Tensor:
         """Weights [users, n_items + 1 or 1] of a wide feature that involves the user: looked up once per value of its
@@ -721,39 +706,54 @@ class Recommender:
             return self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
         values, which = self.values[name]
         spec = self.features.vocabularies["crosses"][name]
-        return self.wide_weights(name, cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
+        return self.wide_weights(name, stage1.cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
 
-    def deep_part(self, user_ids: np.ndarray) -> Tensor:
-        """Output of the MLP [users, n_items + 1], items in the order of `first_item`."""
-        first_user = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)[:, None] + self.first_layer_of_pairs(user_ids)
-        buffers = [self.first_item.new_empty(self.block, len(bias)) for _, bias in self.layers[:-1]]
-        logit, activate = self.first_item.new_empty(len(user_ids), len(self.items)), self.model.mlp[1 + self.config["batch_norm"]]
-        for category, start, stop in self.blocks:
-            items, at_once = self.first_item[start:stop], self.block // (stop - start)
-            for of_users, out in zip(first_user[:, category, None].split(at_once), logit[:, start:stop].split(at_once)):
-                x = torch.add(items, of_users, out=buffers[0][: out.numel()].view(*out.shape, -1))
-                x = activate(x).flatten(0, 1)
-                for (weight, bias), buffer in zip(self.layers[1:-1], buffers[1:]):
-                    x = activate(torch.addmm(bias, x, weight, out=buffer[: out.numel()]))
-                out.copy_(torch.addmm(self.layers[-1][1], x, self.layers[-1][0]).view_as(out))
-        return logit
+    def deep_part(self, of_users: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Deep part of the logits [users, n_items + 1]: `layers` upon the first one, whose user's part is given."""
+        if not layers:
+            return of_users.new_zeros(len(of_users), len(self.items))
+        logit, buffer = of_users.new_empty(len(of_users), len(self.items)), of_users.new_empty(self.block, of_users.shape[2])
+        for of_user, out in zip(of_users, logit):
+            of_category = of_user.unbind()
+            for begin, runs in self.runs.items():
+                for category, start, stop in runs:
+                    torch.add(self.first_item[start:stop], of_category[category], out=buffer[start - begin : stop - begin])
+                out[begin : runs[-1][2]] = self.finish(self.activate(buffer[: runs[-1][2] - begin]), layers)
+        return logit[:, self.position]
+
+    def finish(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """First layer's activations [..., hidden[0]] -> logits [...]."""
+        for weight, bias in layers[:-1]:
+            x = self.activate(F.linear(x, weight.T, bias))
+        return F.linear(x, layers[-1][0].T, layers[-1][1]).squeeze(-1)
+
+    def first_of_users(self, user_ids: np.ndarray) -> Tensor:
+        """The user's part of the first layer [users, categories, hidden[0]]."""
+        if not self.layers:
+            return self.item_wide.new_empty(len(user_ids), 0, 0)
+        of_users = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)
+        return of_users[:, None] + self.first_layer_of_pairs(user_ids)
 
     def first_layer_of_pairs(self, user_ids: np.ndarray) -> Tensor:
         """The part [users, categories, hidden[0]] of the MLP's first layer that comes from a user's history in each category."""
         users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids][:, None], np.arange(len(self.features.vocabularies["category"])))
-        state = pd.DataFrame(pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
+        state = pd.DataFrame(stage1.pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
         names = {n: name for n, name in enumerate(self.features.numeric) if name in PAIR_STATE}
         values = torch.from_numpy(self.features.encode_numeric(list(names.values()), state)).to(self.device)
         weight = self.layers[0][0][len(self.features.categorical) * self.model.embedding_dim :][list(names)]
         return (values @ weight).view(*users.shape, -1)
 
 
-def blocks_of(sorted_codes: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
-    """(code, start, stop) of runs of equal codes, cut to at most `size` rows."""
-    ends = np.r_[np.flatnonzero(np.diff(sorted_codes)) + 1, len(sorted_codes)]
-    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist()):
-        for at in range(start, end, size):
-            yield int(sorted_codes[start]), at, min(at + size, end)
+def best(score: Tensor, barred: Tensor, n: int) -> torch.return_types.topk:
+    """The n best of the scores, those of `barred` positions being -inf."""
+    return torch.topk(score.index_fill_(0, barred, -math.inf), min(n, len(score)))
+
+
+def runs_of(codes: np.ndarray, begin: int, length: int) -> list[tuple[int, int, int]]:
+    """(code, start, stop) of the runs of equal codes among codes[begin : begin + length]."""
+    block = codes[begin : begin + length]
+    edges = [begin, *(begin + 1 + np.flatnonzero(np.diff(block))).tolist(), begin + len(block)]
+    return [(int(codes[start]), start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 @torch.inference_mode()

@@ -470,7 +470,7 @@ def test_the_catalogue_pass_gives_the_scores_of_rows(served, shape):
     trained = model.users["train_count"].to_numpy()
     users = np.array([0, 1, 2, np.flatnonzero(trained[1:] == 0)[0] + 1, trained.argmax(), len(trained) - 1])
     scores = model.score_catalogue(users)
-    assert scores.shape == (len(users), model.n_items + 1) and (scores[:, 0] == -np.inf).all()
+    assert scores.shape == (len(users), len(model.items)) and (scores[:, 0] == -np.inf).all()
     for user, found in zip(users, scores):
         rows = model.features.at_moment(np.array([user]), np.arange(len(model.items)), model.moment)
         expected = model.score_rows(rows)
@@ -515,6 +515,31 @@ def test_recommend_is_the_top_of_the_catalogue(served, shop):
         np.testing.assert_array_equal(model.recommend(raw, n=5, keep_seen=keep_seen)["score"], found["score"].head(5))
     titles = found.set_index("item")["title"]
     assert titles["B000000011"] == "Thing 11" and pd.isna(titles["B000000010"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_shortcut_over_a_large_catalogue_gives_the_answer_of_the_whole_one(served, monkeypatch, shape):
+    """Whether it suffices (few items asked for) or not (as many as the shortlist holds), for every user."""
+    model, passes = served(shape), []
+    whole = {user: {n: model.recommend(user, n) for n in (1, 3, 9, 50)} for user in [*model.users["user"], "nobody"]}
+    monkeypatch.setattr(stage2, "SHORTLIST", 9)
+    model.prepare_catalogue()
+    assert model.shortcut or shape == "wide"
+    real = stage2.Recommender.deep_part
+    monkeypatch.setattr(stage2.Recommender, "deep_part", lambda self, of_users, layers: passes.append(layers) or real(self, of_users, layers))
+    used = dict.fromkeys((1, 3, 9, 50), 0)
+    for user, lists in whole.items():
+        for n, expected in lists.items():
+            passes.clear()
+            found = model.recommend(user, n)
+            used[n] += len(passes) == 1
+            np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5, atol=1e-5)  # at each rank: near ties may change places
+            score = dict(zip(whole[user][50]["item"], whole[user][50]["score"]))
+            np.testing.assert_allclose(found["score"], [score[item] for item in found["item"]], rtol=1e-5, atol=1e-5)
+    if shape == "wide-deep":
+        assert used[1] > 0 and used[50] == 0
+    monkeypatch.undo()
+    model.prepare_catalogue()
 
 
 @pytest.mark.parametrize("shape", ["wide-deep", "wide", "deep"])
