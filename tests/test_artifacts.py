@@ -216,7 +216,7 @@ def test_a_full_disk_in_stage_2(copy, monkeypatch, capsys, owner, name):
         patch.setattr(owner, name, full)
         assert "No space left" in fails_in_one_line(capsys, stage2.main, stage2_flags(copy, "--seed", "2"))
     after = contents(copy)
-    assert after.keys() == before.keys() and stage2.load_model(copy / "best.pt", "cpu").n_items > 0
+    assert after.keys() == before.keys() and len(stage2.load_model(copy / "best.pt", "cpu").items) > 1
     if (owner, name) != (Path, "write_text"):  # the history comes after the best checkpoint, which is whole by then
         assert after == before
 
