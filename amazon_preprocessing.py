@@ -733,7 +733,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         axes[1, 1].plot(likes.index, 100 * likes["mean"], color="C0")
         axes[1, 1].set(title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
         for axis in axes[1, :2]:
-            axis.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(maxticks=7))
+            axis.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(minticks=3, maxticks=8))
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 

@@ -36,16 +36,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     args = parser.parse_args()
-    print("| file, time split | rows / users / items | test rows | AUC | minus user + item mean | catalogue NDCG@10 |\n|---|---|---|---|---|---|")
+    print("| file, time split | rows / users / items | test rows (disliked) | AUC | minus user + item mean | catalogue NDCG@10 |\n|---|---|---|---|---|---|")
     for path in args.files:
         with tempfile.TemporaryDirectory() as folder:
             m = run(path.resolve(), folder)
         data, ours, limits = m["dataset"], m["models"]["wide_deep"], m["intervals"]["wide_deep"]
         rows = sum(data[f"{part}_rows"] for part in ("train", "validation", "test"))
+        disliked = round(data["test_rows"] * (1 - data["test_positive_rate"]))
         gain = m["differences"]["mean_bias"].get("ratings.auc", {})
         figures = [cell(ours["ratings"].get("auc"), limits.get("ratings.auc")), cell(gain.get("difference"), gain.get("interval"), "+")]
         figures.append(cell(ours.get("catalogue", {}).get("ndcg@10"), limits.get("catalogue.ndcg@10")))
-        print(f"| {path.name} | {rows:,} / {data['users']:,} / {data['items']:,} | {data['test_rows']:,} | {' | '.join(figures)} |", flush=True)
+        print(f"| {path.name} | {rows:,} / {data['users']:,} / {data['items']:,} | {data['test_rows']:,} ({disliked:,}) | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":
