@@ -22,6 +22,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--wide-lr", type=float, default=0.01)
     add("--deep-optimizer", choices=("adam", "adagrad"), default="adam")
     add("--deep-lr", type=float, default=1e-3)
-    add("--weight-decay", type=float, default=0.0, help="L2 on the embeddings and wide weights that a batch touches")
+    add("--weight-decay", type=float, default=0.0, help="L2, added to the gradients; of a table, to the rows that a batch touches")
     add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
     add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
@@ -181,21 +182,15 @@ class WideDeep(nn.Module):
                 layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
-    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """ids [n, W], [n, C] and values [n, N] -> logit [n], and the weights looked up, for --weight-decay."""
-        logit, looked_up = self.bias, []
+    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
+        """ids [n, W], [n, C] and values [n, N] -> logit [n]."""
+        logit = self.bias
         if self.component != "deep":
-            looked_up.append(weights := self.wide(wide + self.wide_offsets).squeeze(2))  # [n, W]
-            logit = logit + weights.sum(1)
+            logit = logit + self.wide(wide + self.wide_offsets).sum((1, 2))  # of [n, W, 1]
         if self.component != "wide":
-            looked_up.append(embeddings := self.embedding(deep + self.deep_offsets))  # [n, C, D]
+            embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
             logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric], 1)).squeeze(1)
-        return logit, looked_up
-
-
-def mean_square(looked_up: list[Tensor]) -> Tensor:
-    """Sum of the squares of the weights that a row looks up, mean over the rows."""
-    return sum(weights.square().sum() for weights in looked_up) / len(looked_up[0])
+        return logit
 
 
 def build_model(config: dict, features: Features) -> WideDeep:
@@ -217,7 +212,10 @@ class RowOptimizer(torch.optim.Optimizer):
                 state["step"] += 1
                 rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
                 parts = [whole.index_select(0, rows) for whole in wholes]
-                table.index_add_(0, rows, self.change(gradient.values(), *parts, state["step"], group))
+                values = gradient.values()
+                if group["weight_decay"]:
+                    values = values.add(table.index_select(0, rows), alpha=group["weight_decay"])
+                table.index_add_(0, rows, self.change(values, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
 
@@ -241,14 +239,15 @@ class RowAdam(RowOptimizer):
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
     """Adagrad for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
     def optimizer(name: str, lr: float, parameters: list[nn.Parameter], of_rows: bool) -> torch.optim.Optimizer:
-        start, eps = ADAGRAD_START / args.batch_size**2, ROW_ADAM_EPS / args.batch_size
+        start, settings = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
         if name == "adagrad" and of_rows:
-            return RowAdagrad(parameters, {"lr": lr, "eps": 1e-10, "statistics": {"sum": start}})
+            return RowAdagrad(parameters, settings | {"eps": 1e-10, "statistics": {"sum": start}})
         if name == "adagrad":
-            return torch.optim.Adagrad(parameters, lr, initial_accumulator_value=start)
+            return torch.optim.Adagrad(parameters, **settings, initial_accumulator_value=start)
         if of_rows:
-            return RowAdam(parameters, {"lr": lr, "eps": eps, "betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}})
-        return torch.optim.Adam(parameters, lr, fused=True)
+            moments = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
+            return RowAdam(parameters, settings | moments | {"eps": ROW_ADAM_EPS / args.batch_size})
+        return torch.optim.Adam(parameters, **settings, fused=True)
 
     wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
     found = [] if model.component == "deep" else [optimizer(*wide, [model.wide.weight], True)]
@@ -321,13 +320,11 @@ class Training:
                 continue
             wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
-                logit, looked_up = self.model(wide, deep, numeric)
-            loss = objective = F.binary_cross_entropy_with_logits(logit.float(), label)
-            if self.args.weight_decay:
-                objective = loss + self.args.weight_decay * mean_square(looked_up)
+                logit = self.model(wide, deep, numeric)
+            loss = F.binary_cross_entropy_with_logits(logit.float(), label)
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
-            objective.backward()
+            loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
             total, steps = total + loss.detach() * len(label), steps + 1
@@ -346,7 +343,7 @@ def finite(total: Tensor) -> float:
 @torch.inference_mode()
 def logits(model: WideDeep, rows: Rows) -> np.ndarray:
     model.eval()
-    found = [model(*inputs)[0].float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]
+    found = [model(*inputs).float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]
     return torch.cat(found or [torch.empty(0)]).numpy()
 
 
@@ -692,33 +689,38 @@ class Recommender:
         return torch.cat([embeddings.flatten(1), numeric * side[1]], 1) @ self.layers[0][0]
 
     def wide_part(self, user_ids: np.ndarray) -> Tensor:
-        """Wide part of the logits, bias included, [users, n_items + 1] on the device."""
+        """Wide part of the logits, bias included, [users, n_items + 1] on the device. Weights of a cross of user and item are
+        looked up once per value of its item's field (a category, a bucket), then spread over the items that have it."""
         wide, codes = self.item_wide.repeat(len(user_ids), 1), {name: values[user_ids] for name, values in self.user_codes.items()}
         for name in self.features.wide if self.config["component"] != "deep" else []:
-            if "user" in owners(name):
-                wide += self.user_wide(name, codes)
+            if name in self.values:
+                (values, which), spec = self.values[name], self.features.vocabularies["crosses"][name]
+                wide += self.wide_weights(name, stage1.cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
+            elif "user" in owners(name):
+                wide += self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
         return wide
-
-    def user_wide(self, name: str, codes: dict[str, np.ndarray]) -> Tensor:
-        """Weights [users, n_items + 1 or 1] of a wide feature that involves the user: looked up once per value of its
-        other field (a category, a bucket), then spread over the items that have it."""
-        if name not in self.values:
-            return self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
-        values, which = self.values[name]
-        spec = self.features.vocabularies["crosses"][name]
-        return self.wide_weights(name, stage1.cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
 
     def deep_part(self, of_users: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Deep part of the logits [users, n_items + 1]: `layers` upon the first one, whose user's part is given."""
         if not layers:
             return of_users.new_zeros(len(of_users), len(self.items))
-        logit, buffer = of_users.new_empty(len(of_users), len(self.items)), of_users.new_empty(self.block, of_users.shape[2])
-        for of_user, out in zip(of_users, logit):
-            of_category = of_user.unbind()
+        logit = of_users.new_empty(len(of_users), len(self.items))
+
+        @torch.inference_mode()
+        def score(of_user: Tensor, out: Tensor) -> None:
+            of_category, buffer = of_user.unbind(), of_user.new_empty(self.block, of_user.shape[1])
             for begin, runs in self.runs.items():
                 for category, start, stop in runs:
                     torch.add(self.first_item[start:stop], of_category[category], out=buffer[start - begin : stop - begin])
                 out[begin : runs[-1][2]] = self.finish(self.activate(buffer[: runs[-1][2] - begin]), layers)
+
+        if self.device != "cpu" or len(of_users) == 1:
+            [*map(score, of_users, logit)]
+        else:  # a user per thread: within operations this small, threads would spend their time waiting for each other
+            threads = torch.get_num_threads()
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                [*pool.map(score, of_users, logit)]
+            torch.set_num_threads(threads)
         return logit[:, self.position]
 
     def finish(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -728,20 +730,16 @@ class Recommender:
         return F.linear(x, layers[-1][0].T, layers[-1][1]).squeeze(-1)
 
     def first_of_users(self, user_ids: np.ndarray) -> Tensor:
-        """The user's part of the first layer [users, categories, hidden[0]]."""
+        """The user's part of the first layer [users, categories, hidden[0]]; what the user did in a category differs among them."""
         if not self.layers:
             return self.item_wide.new_empty(len(user_ids), 0, 0)
-        of_users = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)
-        return of_users[:, None] + self.first_layer_of_pairs(user_ids)
-
-    def first_layer_of_pairs(self, user_ids: np.ndarray) -> Tensor:
-        """The part [users, categories, hidden[0]] of the MLP's first layer that comes from a user's history in each category."""
         users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids][:, None], np.arange(len(self.features.vocabularies["category"])))
         state = pd.DataFrame(stage1.pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
         names = {n: name for n, name in enumerate(self.features.numeric) if name in PAIR_STATE}
         values = torch.from_numpy(self.features.encode_numeric(list(names.values()), state)).to(self.device)
         weight = self.layers[0][0][len(self.features.categorical) * self.model.embedding_dim :][list(names)]
-        return (values @ weight).view(*users.shape, -1)
+        of_users = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)
+        return of_users[:, None] + (values @ weight).view(*users.shape, -1)
 
 
 def best(score: Tensor, barred: Tensor, n: int) -> torch.return_types.topk:
