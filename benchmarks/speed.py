@@ -121,7 +121,7 @@ def plain_steps(model: nn.Module, rows: stage2.Rows, batch_size: int, learning_r
     while True:
         for wide, deep, numeric, label in loader:
             optimizer.zero_grad()
-            logit, _ = model(wide, deep, numeric)
+            logit = model(wide, deep, numeric)
             F.binary_cross_entropy_with_logits(logit, label).backward()
             optimizer.step()
             yield len(label)
