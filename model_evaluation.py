@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_file, run_script
-from wide_deep_model import ablation_path, load_model
+from wide_deep_model import ablation_path, auc, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
@@ -102,10 +102,6 @@ def areas(above: np.ndarray) -> np.ndarray:
     precision = likes / np.maximum(likes + dislikes, np.finfo(float).tiny)
     won = (new_dislikes * (likes - new_likes / 2)).sum(axis=0)
     return np.stack([won / (likes[-1] * dislikes[-1]), (new_likes * precision).sum(axis=0) / likes[-1]])
-
-
-def auc(label: np.ndarray, score: np.ndarray) -> float:
-    return float(areas(curve(label, score))[0])
 
 
 def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray, n_users: int) -> tuple[np.ndarray, np.ndarray]:

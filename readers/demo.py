@@ -7,6 +7,7 @@ planted, for tests). The constants below are what real logs are known for; noise
 import gzip
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,19 +150,23 @@ def _purchases(rng: np.random.Generator, users: dict, items: dict) -> tuple[np.n
     sold = _sales(months[:, None] - items["released"]).cumsum(0) * np.exp(items["popularity"])
     sold = sold.astype(np.float32)  # [months, ITEMS]
     opening, closing = (np.searchsorted(months, users[edge], "right") - 1 for edge in ("start", "end"))
-    chosen = []
-    for block in np.array_split(np.arange(USERS), 16):
+
+    def choose(block: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         taste = users["vector"][block].astype(np.float32) @ items["vector"].T.astype(np.float32)
         weight = (sold[closing[block] + 1] - sold[opening[block]]) * np.exp(TASTE_CHOICE * taste)
         with np.errstate(divide="ignore", invalid="ignore"):
-            race = rng.standard_exponential(weight.shape, np.float32) / weight
+            race = noise / weight
         counts = users["reviews"][block]
         first = np.argpartition(race, counts.max(), axis=1)[:, : counts.max()]
         arrival = np.take_along_axis(race, first, 1)
         order = np.argsort(arrival, axis=1, kind="stable")
         first, arrival = np.take_along_axis(first, order, 1), np.take_along_axis(arrival, order, 1)
         taken = (np.arange(counts.max()) < counts[:, None]) & np.isfinite(arrival)
-        chosen.append((np.repeat(block, taken.sum(1)), first[taken]))
+        return np.repeat(block, taken.sum(1)), first[taken]
+
+    blocks = np.array_split(np.arange(USERS), 16)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the noise is drawn here, so that it does not depend on the threads
+        chosen = [*pool.map(choose, blocks, (rng.standard_exponential((len(block), ITEMS), np.float32) for block in blocks))]
     user, item = (np.concatenate(part) for part in zip(*chosen))
     fine = items["released"][item] < users["end"][user]
     user, item = user[fine], item[fine]
@@ -268,17 +273,18 @@ def _texts(rng, users, rows) -> list[str]:
 def _review_lines(rng, users, items, rows) -> list[str]:
     """JSON lines of the 2014 format, a few of them with the faults that real files have."""
     seconds = rows["day"] * 86400
-    dates = rows["day"].astype("datetime64[D]").tolist()
+    days, day = np.unique(rows["day"], return_inverse=True)
+    dates = [f"{date:%m} {date.day}, {date.year}" for date in days.astype("datetime64[D]").tolist()]
     total = np.minimum(rng.geometric(0.4, len(seconds)) - 1, 60)
     helpful = np.stack([rng.binomial(total, 0.7), total], axis=1).tolist()
     texts = _texts(rng, users, rows)
     lines = []
     columns = (rows["user"].tolist(), rows["item"].tolist(), rows["rating"].tolist(), seconds.tolist())
-    for user, item, rating, second, date, helped, text in zip(*columns, dates, helpful, texts):
+    for user, item, rating, second, date, helped, text in zip(*columns, day.tolist(), helpful, texts):
         lines.append(  # no field needs escaping; json.dumps would take longer than everything else
             f'{{"reviewerID": "{users["id"][user]}", "asin": "{items["id"][item]}", "reviewerName": "Reader {user}", '
             f'"helpful": {helped}, "reviewText": "{text}", "overall": {rating:.1f}, "summary": "{text.split(".", 1)[0]}", '
-            f'"unixReviewTime": {second}, "reviewTime": "{date:%m} {date.day}, {date.year}"}}\n'
+            f'"unixReviewTime": {second}, "reviewTime": "{dates[date]}"}}\n'
         )
     for row in np.flatnonzero(rng.random(len(lines)) < BROKEN).tolist():
         lines[row] = _break(rng, lines[row])
