@@ -19,6 +19,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -768,7 +769,7 @@ def main(argv: list[str] | None = None) -> None:
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, draws[0])
     kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
-    fitted |= {name: Scorer(kind, m.score_rows, m.score_catalogue) for name, m in models.items()}
+    fitted |= {name: Scorer(kind, m.score_rows, partial(m.score_catalogue, top=args.k[-1])) for name, m in models.items()}
     scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
     results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
     with timed(seconds, "bootstrap"):

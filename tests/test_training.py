@@ -539,11 +539,13 @@ def test_the_shortcut_over_a_large_catalogue_gives_the_answer_of_the_whole_one(s
     """Whether it suffices (few items asked for) or not (as many as the shortlist holds), for every fourth user."""
     model, passes = served(shape), []
     whole = {user: model.recommend(user, 50) for user in [*model.users["user"][::4], "nobody"]}
+    users = np.arange(1, len(model.users))
+    scores = {0: model.score_catalogue(users)}
     monkeypatch.setattr(stage2, "SHORTLIST", 9)
     model.prepare_catalogue()
     assert model.shortcut or shape == "wide"
-    real = stage2.Recommender.deep_part
-    monkeypatch.setattr(stage2.Recommender, "deep_part", lambda self, of_users, layers: passes.append(layers) or real(self, of_users, layers))
+    real = stage2.Recommender.after_first_layer
+    monkeypatch.setattr(stage2.Recommender, "after_first_layer", lambda self, of_user, layers: passes.append(layers) or real(self, of_user, layers))
     used = dict.fromkeys((1, 3, 9, 50), 0)
     for user, expected in whole.items():
         score = dict(zip(expected["item"], expected["score"]))
@@ -555,6 +557,14 @@ def test_the_shortcut_over_a_large_catalogue_gives_the_answer_of_the_whole_one(s
             np.testing.assert_allclose(found["score"], [score[item] for item in found["item"]], rtol=1e-5, atol=1e-5)
     if shape == "wide-deep":
         assert used[1] > 0 and used[50] == 0
+    scores |= {top: model.score_catalogue(users, top) for top in (1, 5)}
+    for user in users:
+        seen = [0, *model.seen_items[model.seen_offsets[user] : model.seen_offsets[user + 1]]]
+        of_top = {top: np.delete(values[user - 1], seen) for top, values in scores.items()}
+        for top in (1, 5):
+            first = np.argsort(-of_top[top])[:top]
+            np.testing.assert_allclose(of_top[top][first], np.sort(of_top[0])[::-1][:top], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(of_top[top][first], of_top[0][first], rtol=1e-5, atol=1e-5)
     monkeypatch.undo()
     model.prepare_catalogue()
 
