@@ -2,6 +2,7 @@
 
     python amazon_preprocessing.py                                                     # the built-in demo log
     python amazon_preprocessing.py --dataset amazon-reviews --input reviews_Electronics_5.json.gz
+    python amazon_preprocessing.py --dataset movielens --input ml-1m --split random
 
 Reads   the files named by --input and --metadata, one line per review, rating or product.
 Writes  processed_data/: processed_reviews.parquet, users.parquet, items.parquet, vocabularies.pkl,
@@ -17,7 +18,6 @@ import io
 import json
 import os
 import pickle
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -30,8 +30,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from readers import ITEM, METADATA, RATING, TIMESTAMP, USER, InputError, amazon, collect, delimited, demo
-from readers.download import download
+from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError
+from readers.formats import FORMATS, obtain, read_attributes, read_ratings
 
 # ----------------------------------------------------------------------------------------------------------------------
 UNKNOWN = "<unknown>"  # code 0 of every vocabulary, row 0 of both tables
@@ -39,9 +39,8 @@ SPLITS = ("train", "validation", "test")
 CONTEXT = ("year", "month", "weekday", "period")  # what a moment says; period is the quarter of the year, so it recurs
 STATE = ("review_count", "avg_rating", "avg_review_length", "avg_word_count", "avg_residual")  # of a user, of an item
 PAIR_STATE = ("user_category_review_count", "user_category_avg_residual")  # of a user in the item's category
-ATTRIBUTES = ("item_price",)  # numeric columns of the items table that no review changes
 RECENCY = ("user_days_since_last", "item_days_since_last", "item_age_days")
-NUMERIC = (*(f"user_{s}" for s in STATE), *(f"item_{s}" for s in STATE), *PAIR_STATE, *RECENCY, *ATTRIBUTES)
+NUMERIC = (*(f"user_{s}" for s in STATE), *(f"item_{s}" for s in STATE), *PAIR_STATE, *RECENCY)  # beside the data set's own attributes
 OWN_TEXT = ("review_length", "word_count")  # of the row itself: exist only after the purchase, as-published only
 CROSSES = {
     "cross_user_item": ("user_id", "item_id"),
@@ -50,13 +49,15 @@ CROSSES = {
     "cross_user_category": ("user_id", "category"),
     "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket"),
 }
+TEXTS = ("title", "category", "brand")  # of the items, in every data set
+MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
 EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
 RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
 PARQUET_ROW_GROUP = 262_144
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
-EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
+DAY_S = 86_400
 REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
 VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
 INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "features", "positive_threshold", "rating_range", "last_training_timestamp")
@@ -95,9 +96,9 @@ def fraction(text: str) -> float:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", choices=("demo", "amazon-reviews", "amazon-ratings", "csv"), help="format of --input; demo when there is none")
-    add("--input", type=Path, nargs="+", metavar="PATH", help="files of ratings or reviews, gzip or plain")
-    add("--metadata", type=Path, metavar="PATH", help="Amazon product metadata: title, brand, category, price")
+    add("--dataset", choices=("demo", *FORMATS), help="format of --input; demo when there is none")
+    add("--input", type=Path, nargs="+", metavar="PATH", help="files of ratings or reviews, gzip or plain; of movielens and anime also their folder")
+    add("--metadata", type=Path, metavar="PATH", help="Amazon product metadata; movielens, anime: folder of the attributes, if not that of --input")
     add("--test-input", type=Path, metavar="PATH", help="test rows of your own; --split then governs the validation rows only")
     add("--validation-input", type=Path, metavar="PATH", help="validation rows of your own")
     add("--columns", metavar="user=..,item=..", help="with csv: header names or 0-based positions of user, item, rating, timestamp")
@@ -106,6 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--core-passes", default="until-stable", metavar="N", help="until-stable, or the number of filtering passes")
     add("--drop-rating", type=float, nargs="+", default=[], metavar="R", help="ratings to drop before anything is counted")
     add("--positive-threshold", type=float, default=4.0, metavar="R", help="like = rating >= R")
+    add("--cross", nargs="+", default=[], metavar="LEFT:RIGHT", help="further crosses of two fields, such as user_gender:user_age_band")
     add("--split", choices=("time", "random", "per-user", "stratified", "leave-one-out"), default="time")
     add("--test-fraction", type=fraction, default=0.1, metavar="F")
     add("--validation-fraction", type=fraction, default=0.1, metavar="F")
@@ -122,6 +124,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         (args.test_fraction + args.validation_fraction >= 1, "--test-fraction and --validation-fraction leave no training rows"),
         (args.min_core < 0 or args.seed < 0, "--min-core and --seed take numbers >= 0"),
         (not np.isfinite(args.positive_threshold), "--positive-threshold takes a finite number"),
+        (any(cross.count(":") != 1 for cross in args.cross), "--cross takes two fields with a colon between them, such as user_gender:category"),
         (args.core_passes != "until-stable" and not args.core_passes.isdigit(), "--core-passes takes until-stable or a number"),
     ):
         if wrong:
@@ -130,35 +133,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ reading and cleaning
-def read_rows(args: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
-    """All input lines as one frame: readers.ROWS plus `file` (position in the returned names) and `given` (split or -1)."""
-    read = {
-        "amazon-reviews": amazon.read_reviews,
-        "amazon-ratings": amazon.read_ratings,
-        "csv": lambda path: delimited.read_delimited(path, delimited.parse_columns(args.columns)),
-    }[args.dataset]
-    sources = [(path, -1) for path in args.input]
-    sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
-    return collect(read, sources), [str(path) for path, _ in sources]
-
-
-def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
-    """The first reason why each row cannot be used, or null."""
-    reason = rows["problem"].astype(object).where(rows["problem"].notna(), None)
-
-    def mark(bad: np.ndarray, text: str) -> None:
-        reason[np.asarray(bad) & reason.isna().to_numpy()] = text
-
-    mark(rows[USER].cat.codes < 0, "missing user")
-    mark(rows[ITEM].cat.codes < 0, "missing item")
-    mark(~np.isfinite(rows[RATING].astype(float)), "missing or unparsable rating")
-    mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
-    if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
-        mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
-        mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
-    return reason
-
-
 def repeated_pairs(rows: pd.DataFrame) -> np.ndarray:
     """True for all but the latest row of a user-item pair; a row of the user's own test or validation file wins."""
     order = np.lexsort((np.arange(len(rows)), rows[TIMESTAMP].fillna(0), rows["given"], rows[ITEM].cat.codes, rows[USER].cat.codes))
@@ -180,30 +154,34 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
     return keep
 
 
-def clean(args: argparse.Namespace, rows: pd.DataFrame, files: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Usable rows after de-duplication and k-core, in the order (time, user, item), and the rejected input lines."""
-    reason = reject_unusable(rows, *((1, 5) if args.dataset != "csv" else (-np.inf, np.inf)))
-    rejected = [rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])]
-    rows = rows[reason.isna().to_numpy()].drop(columns="problem")
-    if rows.empty:
-        why = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rejected[0].head(1).itertuples()) or "the file is empty"
-        raise InputError(f"{files[0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
+def read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, Attributes]:
+    """Clean rows, rejected lines (file, line, reason), and what is known of the kept users and items."""
+    sources = [(FORMATS[args.dataset].find(path), -1) for path in args.input]
+    sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
+    rows, unusable = read_ratings(args.dataset, sources, args.columns)
+    rows, repeated = clean(args, rows, sources[0][0])
+    attributes = read_attributes(args.dataset, args.metadata, sources[0][0], *(set(rows[name].cat.categories) for name in (USER, ITEM)))
+    return rows, pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)]), attributes
+
+
+def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates."""
     rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
     repeated = repeated_pairs(rows)
-    rejected.append(rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays"))
+    duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
     rows = rows[~repeated]
     passes = None if args.core_passes == "until-stable" else int(args.core_passes)
     before = len(rows)
     rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
     if rows.empty:
-        raise InputError(f"{files[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
+        raise InputError(f"{path}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
     for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
         kept = rows[name].cat.remove_unused_categories()
         rows[name] = kept.cat.reorder_categories(sorted(kept.cat.categories))
     rows["user_id"], rows["item_id"] = (rows[name].cat.codes.astype(np.int32) + 1 for name in (USER, ITEM))
     rows = rows.sort_values([TIMESTAMP, "user_id", "item_id"], kind="stable", ignore_index=True)
-    return rows, pd.concat(rejected, ignore_index=True)
+    return rows, duplicates
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
@@ -263,13 +241,15 @@ def rank_within(groups: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
-def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What each row knows of its key from *counted* rows at strictly earlier moments.
+def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray], size: int) -> tuple[dict, dict]:
+    """What each row knows of its key from *counted* rows at strictly earlier moments, and what is known of every key in the end.
 
-    key, moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
-    Returns float64 [rows] arrays: `review_count`, `avg_<name>` (NaN where nothing came before), `last` and `first`
-    moment (NaN likewise). Rows of one key with equal moments do not see each other.
+    key: [rows] in 0..size-1; moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
+    Returns two dicts of float64 arrays, [rows] and [size]: `review_count`, `avg_<name>` (NaN where nothing came before), `last`
+    and `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
     """
+    n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
+    key, moment, counted = np.r_[key, np.arange(size)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
     order = np.lexsort((moment, key))
     key, moment, counted, position = key[order], moment[order], counted[order], np.arange(len(key))
     new_key = np.r_[True, key[1:] != key[:-1]]
@@ -287,21 +267,12 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     following = np.minimum.accumulate(np.where(counted, position, len(key))[::-1])[::-1][start]
     found = {"review_count": total(np.ones(len(key))), "last": at(previous, previous >= start), "first": at(following, following < now)}
     for name, value in values.items():
-        value = value[order]
+        value = np.r_[value, np.full(size, np.nan)][order]
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
     unsorted = np.argsort(order)
-    return {name: value[unsorted] for name, value in found.items()}
-
-
-def final_statistics(key: np.ndarray, size: int, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same statistics per key [size] over all counted rows: the state at the end of training."""
-    rows = pd.DataFrame({"moment": moment, **values})[counted].groupby(key[counted])
-    result = {"review_count": rows.size(), "last": rows["moment"].max(), "first": rows["moment"].min()}
-    result |= {f"avg_{name}": rows[name].mean() for name in values}
-    result = {name: column.reindex(range(size)).to_numpy(np.float64) for name, column in result.items()}
-    result["review_count"] = np.nan_to_num(result["review_count"])
-    return result
+    found = {name: value[unsorted] for name, value in found.items()}
+    return {name: value[:n] for name, value in found.items()}, {name: value[n:] for name, value in found.items()}
 
 
 def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
@@ -320,17 +291,17 @@ def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, i
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
     keys = {who: rows[f"{who}_id"].to_numpy() for who in sizes}
     values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
-    overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]})["avg_rating"]
-    known = {who: earlier_statistics(key, moment, train, values) for who, key in keys.items()}
+    overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
+    known, states = (dict(zip(sizes, found)) for found in zip(*(earlier_statistics(key, moment, train, values, sizes[who]) for who, key in keys.items())))
     tables = {}
     for who, other in (("user", "item"), ("item", "user")):
         expected = damped(known[other]["avg_rating"], known[other]["review_count"], overall)
         rows[f"{who}_residual"] = values[RATING] - expected
         residual = {"residual": rows[f"{who}_residual"].to_numpy()}
-        columns = known[who] | {"avg_residual": earlier_statistics(keys[who], moment, train, residual)["avg_residual"]}
-        state = final_statistics(keys[who], sizes[who], moment, train, values | residual)
+        earlier, end = earlier_statistics(keys[who], moment, train, residual, sizes[who])
+        columns, state = known[who] | {"avg_residual": earlier["avg_residual"]}, states[who] | {"avg_residual": end["avg_residual"]}
         if args.features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
-            leak = final_statistics(keys[who], sizes[who], moment, np.ones_like(train), values)
+            leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, sizes[who])[1]
             leak = {name: value for name, value in leak.items() if name in STATE}
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
         since = (moment[:, None] - np.stack([columns["last"], columns["first"]], 1)) / DAY_S if timed else np.full((len(rows), 2), np.nan)
@@ -349,14 +320,12 @@ def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
     key, train = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy()
     residual = {"residual": rows["user_residual"].to_numpy()}
-    known = earlier_statistics(key, moment, train, residual)
-    state = final_statistics(key, spec["size"], moment, train & (key > 0), residual)
+    known, state = earlier_statistics(key, moment, train & (key > 0), residual, spec["size"])
     spec["state"] = {}
     for name in PAIR_STATE:  # pairs outside the vocabulary, id 0, have no history of their own
         short = name.removeprefix("user_category_")
-        empty, dtype = (0, np.int32) if short == "review_count" else (np.nan, np.float32)
-        rows[name] = np.where(key > 0, known[short], empty).astype(dtype)
-        spec["state"][name] = state[short].astype(dtype)
+        dtype = np.int32 if short == "review_count" else np.float32
+        rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -385,9 +354,11 @@ def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
     return (np.nan_to_num(average) * count + prior * DAMPING) / (count + DAMPING)
 
 
-def numeric_values(name: str, frame: pd.DataFrame, items: pd.DataFrame, spec: dict) -> np.ndarray:
-    """A numeric feature before normalisation: averages are damped by their counts, counts are log(1 + n)."""
-    values = (items[name].to_numpy()[frame["item_id"]] if name in ATTRIBUTES else frame[name].to_numpy()).astype(np.float64)
+def numeric_values(name: str, frame: pd.DataFrame, tables: dict[str, pd.DataFrame], spec: dict) -> np.ndarray:
+    """A numeric feature before normalisation: averages are damped by their counts, counts are log(1 + n). What no rating
+    changes, a price or a genre, stands in the users' or items' table; all else in the frame."""
+    who = name.split("_")[0]
+    values = (frame[name].to_numpy() if name in frame else tables[who][name].to_numpy()[frame[f"{who}_id"]]).astype(np.float64)
     if name.endswith("_count"):
         return np.log1p(values)
     if spec["prior"] is None:
@@ -405,12 +376,13 @@ def normalise(values: np.ndarray, spec: dict) -> np.ndarray:
     return np.nan_to_num((values - spec["mean"]) / spec["deviation"]).astype(np.float32)
 
 
-def fit_numeric(name: str, train: pd.DataFrame, items: pd.DataFrame, averages: dict[str, float]) -> dict:
-    """Specification of one numeric feature: prior of its damping; mean and deviation, or quantile knots with levels in 0..1."""
+def fit_numeric(name: str, train: pd.DataFrame, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
+    """Specification of one numeric feature: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
+    A column of a field with several values, named field=value, stays 0 or 1."""
     spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
-    values = numeric_values(name, train, items, spec)
+    values = numeric_values(name, train, tables, spec)
     values = values[~np.isnan(values)]
-    if not len(values):
+    if not len(values) or "=" in name:
         return spec
     if "_avg_" in name or name.endswith("_count"):
         return spec | {"mean": float(values.mean()), "deviation": float(values.std()) or 1.0}
@@ -418,10 +390,10 @@ def fit_numeric(name: str, train: pd.DataFrame, items: pd.DataFrame, averages: d
     return spec | {"knots": knots.tolist(), "levels": ((first + (repeats - 1) / 2) / (QUANTILES - 1)).tolist()}
 
 
-def rating_bucket(who: str, frame: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> np.ndarray:
+def rating_bucket(who: str, frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> np.ndarray:
     """Quantile bucket of the damped average rating, 1 .. RATING_BUCKETS; 0 where there is no earlier rating."""
     name = f"{who}_avg_rating"
-    values = numeric_values(name, frame, items, vocabularies["numeric"][name])
+    values = numeric_values(name, frame, tables, vocabularies["numeric"][name])
     bucket = np.searchsorted(vocabularies["bucket_edges"][name], values, side="right") + 1
     return np.where(frame[f"{who}_review_count"].to_numpy() > 0, bucket, 0).astype(np.int32)
 
@@ -456,18 +428,19 @@ def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
     return spec | {"kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
 
 
-def field_codes(frame: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> dict[str, np.ndarray]:
+def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
     """Codes of every categorical field for rows with user_id, item_id, the CONTEXT codes and the users' and items' state.
 
     The one way in which training rows, test rows and catalogue candidates get their features. An id without
     training rows becomes 0 (its attributes stay): nothing was learned for it.
     """
-    user, item = frame["user_id"].to_numpy(), frame["item_id"].to_numpy()
     codes = {name: frame[name].to_numpy() for name in CONTEXT}
-    codes |= {name: items[name].to_numpy()[item] for name in ("category", "brand")}
-    codes["user_id"] = np.where(users["train_count"].to_numpy()[user] > 0, user, 0)
-    codes["item_id"] = np.where(items["train_count"].to_numpy()[item] > 0, item, 0)
-    return codes | {f"{who}_rating_bucket": rating_bucket(who, frame, items, vocabularies) for who in ("user", "item")}
+    for who, table in tables.items():
+        ids = frame[f"{who}_id"].to_numpy()
+        codes |= {name: table[name].to_numpy()[ids] for name in vocabularies["categories"][who]}
+        codes[f"{who}_id"] = np.where(table["train_count"].to_numpy()[ids] > 0, ids, 0)
+        codes[f"{who}_rating_bucket"] = rating_bucket(who, frame, tables, vocabularies)
+    return codes
 
 
 def pair_state(user: np.ndarray, category: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
@@ -477,61 +450,102 @@ def pair_state(user: np.ndarray, category: np.ndarray, vocabularies: dict) -> di
     return {name: spec["state"][name][ids] for name in PAIR_STATE}
 
 
-def fit_vocabularies(train: pd.DataFrame, attributes: pd.DataFrame, items: pd.DataFrame) -> dict:
-    """Every vocabulary, quantile and bucket of the data set. train: training rows; attributes: raw, one row per item id."""
+def impute(numbers: pd.DataFrame, trained: np.ndarray) -> pd.DataFrame:
+    """Fill what is missing by linear regression, fitted on trained ids, on the other column that it correlates with most."""
+    filled, correlation = numbers.copy(), numbers[trained].corr().abs()
+    for name in numbers.columns[numbers.isna().any()]:
+        other = correlation[name].drop(name).idxmax() if correlation[name].drop(name).notna().any() else None
+        if other and len(pairs := numbers.loc[trained, [other, name]].dropna()) >= 10:
+            filled[name] = numbers[name].fillna(pd.Series(np.polyval(np.polyfit(*pairs.to_numpy().T, 1), numbers[other]), numbers.index))
+    return filled
+
+
+def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabularies: dict) -> pd.DataFrame:
+    """The table with what is known of users or items: a code per category, a 0/1 column per value of a field with several,
+    numbers as they are. Missing is code 0, column field=<unknown>, NaN. Vocabularies are fitted on ids with training rows."""
+    trained, parts, numeric = table["train_count"].to_numpy() > 0, [table], []
+    known = known.reindex(table[who]).reset_index(drop=True).rename(columns=lambda name: name if name in TEXTS else f"{who}_{name}")
+    numbers = impute(known.select_dtypes("number").astype(np.float64), trained)
+    for name, values in known.items():
+        if name in numbers:
+            parts.append(numbers[name].astype(np.float32))
+            numeric.append(name)
+        elif values.map(lambda value: isinstance(value, (list, np.ndarray))).any():
+            hot = pd.get_dummies(values.explode()).groupby(level=0).max()
+            hot = hot[sorted(hot[trained].sum().nlargest(MULTI_HOT).index)].assign(**{UNKNOWN: values.isna()}).add_prefix(f"{name}=").astype(np.int8)
+            parts.append(hot)
+            vocabularies["groups"][name] = [*hot]
+            numeric += [*hot]
+        elif name != "title":
+            vocabularies["categories"][who].append(name)
+            vocabularies[name] = [UNKNOWN, *sorted(values[trained].dropna().unique().tolist())]
+            parts.append(pd.Series(encode(values, vocabularies[name]), name=name))
+        else:
+            parts.append(values)
+    vocabularies["attributes"][who] = numeric
+    return pd.concat(parts, axis=1)
+
+
+def fit_vocabularies(train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+    """Every vocabulary, quantile and bucket of rows and moments. train: training rows."""
     times = train[TIMESTAMP].dropna().to_numpy(np.int64)
-    vocabularies = {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
-    trained = attributes[items["train_count"].to_numpy() > 0]
-    vocabularies |= {name: [UNKNOWN, *sorted(trained[name].dropna().unique().tolist())] for name in ("category", "brand")}
+    vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
     averages = {name: float(train[name].mean()) for name in (RATING, *OWN_TEXT) if train[name].notna().any()} | {"residual": 0.0}
-    numeric = [name for name in (*NUMERIC, *OWN_TEXT) if name not in PAIR_STATE]
-    vocabularies["numeric"] = {name: fit_numeric(name, train, items, averages) for name in numeric}
+    numeric = [name for name in (*NUMERIC, *OWN_TEXT) if name not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
+    vocabularies["numeric"] = {name: fit_numeric(name, train, tables, averages) for name in numeric}
     levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
     vocabularies["bucket_edges"] = {
-        name: np.unique(np.quantile(numeric_values(name, train, items, vocabularies["numeric"][name]), levels)).tolist()
+        name: np.unique(np.quantile(numeric_values(name, train, tables, vocabularies["numeric"][name]), levels)).tolist()
         for name in ("user_avg_rating", "item_avg_rating")
     }
-    return vocabularies
 
 
-def add_crosses(rows: pd.DataFrame, moment: np.ndarray, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict) -> None:
+def add_crosses(args, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
     """Fit every cross on the training rows and add the cross_* columns and the history of pairs to all rows."""
-    codes, train = field_codes(rows, users, items, vocabularies), (rows["split"] == 0).to_numpy()
-    sizes = {"item_id": len(items), "item_rating_bucket": RATING_BUCKETS + 1} | {f: len(vocabularies[f]) for f in ("period", "category")}
+    codes, train = field_codes(rows, tables, vocabularies), (rows["split"] == 0).to_numpy()
+    sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
+    sizes |= {name: len(vocabularies[name]) for name in codes if name in vocabularies}
+    wanted = CROSSES | {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
     vocabularies["crosses"] = {}
-    for name, (left, right) in CROSSES.items():
+    for name, (left, right) in wanted.items():
+        if unknown := {left, right} - sizes.keys():
+            raise InputError(f"--cross {left}:{right}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
+        if right.startswith("user_") and not left.startswith("user_"):  # serving goes from the user to the items
+            left, right = right, left
         spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
         rows[name] = cross_ids(codes[left], codes[right], spec)
         vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
     add_pair_history(rows, moment, vocabularies["crosses"]["cross_user_category"])
     for name in PAIR_STATE:
-        vocabularies["numeric"][name] = fit_numeric(name, rows[train], items, {"residual": 0.0})
+        vocabularies["numeric"][name] = fit_numeric(name, rows[train], tables, {"residual": 0.0})
 
 
-def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict]:
-    """Split the clean rows and add every feature: (rows by split and time, users, items, vocabularies)."""
+def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
+    """Split the clean rows and add every feature: (rows by split and time, tables of users and items, vocabularies)."""
     rng = np.random.default_rng(args.seed)
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
-    users, items = (pd.DataFrame({name: [UNKNOWN, *rows[name].cat.categories]}) for name in (USER, ITEM))
-    attributes = attributes.reindex(items[ITEM]).reset_index(drop=True)
+    ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
     moment = moments_of(rows, rng)
-    state = add_history(args, rows, moment, {"user": len(users), "item": len(items)})
-    items["title"], items["item_price"] = attributes["title"], attributes["price"].astype(np.float32)
-    users, items = pd.concat([users, state["user"]], axis=1), pd.concat([items, state["item"]], axis=1)
-    vocabularies = fit_vocabularies(rows[rows["split"] == 0], attributes, items)
-    for name in ("category", "brand"):
-        items[name] = encode(attributes[name], vocabularies[name])
+    state = add_history(args, rows, moment, {name: len(raw) for name, raw in ids.items()})
+    products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
+    vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
+    tables = {}
+    for who, table in ((USER, attributes.users), (ITEM, products)):
+        if args.features == "honest":  # a site-wide figure contains what is to be predicted
+            table = table.drop(columns=[name for name in table if name.startswith("site_")])
+        tables[who] = add_attributes(who, pd.concat([pd.Series(ids[who], name=who), state[who]], axis=1), table, vocabularies)
+    fit_vocabularies(rows[rows["split"] == 0], tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
         rows[name] = codes.astype(np.int16)
-    add_crosses(rows, moment, users, items, vocabularies)
+    add_crosses(args, rows, moment, tables, vocabularies)
     if args.features == "honest":  # a review's own text does not exist when it is to be predicted
         rows = rows.drop(columns=list(OWN_TEXT))
         for name in OWN_TEXT:
             vocabularies["numeric"].pop(name)
     rows = rows.drop(columns=[USER, ITEM, "file", "line", "given", "user_residual", "item_residual"]).sort_values("split", kind="stable", ignore_index=True)
     first = ["user_id", "item_id", RATING, "label", TIMESTAMP, "split"]
-    return rows[[*first, *(c for c in rows if c not in first)]], users, items, vocabularies
+    return rows[[*first, *(c for c in rows if c not in first)]], tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
@@ -568,10 +582,10 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
     return function(tree) if isinstance(tree, kind) else tree
 
 
-def write_rejected(path: Path, rejected: pd.DataFrame, files: list[str]) -> None:
+def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
     with open(path, "w") as out:
         for row in rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).itertuples():
-            out.write(json.dumps({"file": files[row.file], "line": int(row.line), "reason": row.reason}) + "\n")
+            out.write(json.dumps({"file": str(row.file), "line": int(row.line), "reason": row.reason}) + "\n")
 
 
 def write_artifacts(folder: Path, writers: dict[str, Callable[[Path], None]], index: dict) -> None:
@@ -614,6 +628,10 @@ class Dataset:
     items: pd.DataFrame
     vocabularies: dict
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        return {USER: self.users, ITEM: self.items}
+
 
 def load_dataset(folder: Path) -> Dataset:
     """Read and verify a folder written by this script. Raises InputError with the line to run where anything is amiss."""
@@ -637,66 +655,67 @@ def load_dataset(folder: Path) -> Dataset:
         vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
         for spec in vocabularies["crosses"].values():
             spec |= convert({key: spec[key] for key in ("keys", "state") if key in spec}, list, np.array)
-        dataset = Dataset(folder, index, *frames, vocabularies)
-        name = check_dataset(dataset)
+        dataset, name = Dataset(folder, index, *frames, vocabularies), ""
+        check_dataset(dataset)
+        use_once(dataset)
     except Exception as error:  # whatever a damaged or hostile file provokes inside the parsers
         raise InputError(f"{folder / name} cannot be used ({type(error).__name__}: {' '.join(str(error)[:200].split())}){again}") from None
-    if name:
-        raise InputError(f"{folder}: {name}{again}")
     return dataset
 
 
-def check_dataset(ds: Dataset) -> str:
-    """What in the artifacts contradicts their contract, or "": later stages index by these codes without looking again."""
+def require(true: bool, otherwise: str) -> None:
+    if not true:
+        raise ValueError(otherwise)
+
+
+def check_dataset(ds: Dataset) -> None:
+    """Refuse artifacts that contradict their contract: later stages index by these codes without looking again."""
     words, split = ds.vocabularies, ds.reviews["split"].astype(str).to_numpy()
-    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, "category", "brand")}}
-    sizes |= {name: words["crosses"][name]["size"] for name in CROSSES}
-    for name in sizes:
-        codes = (ds.items if name in ("category", "brand") else ds.reviews)[name].to_numpy()
-        if codes.dtype.kind != "i" or not len(codes) or codes.min() < (name in ("user_id", "item_id")) or codes.max() >= sizes[name]:
-            return f"{name} holds codes outside its vocabulary of {sizes[name]}"
-    if [s for s, before in zip(split, [None, *split[:-1]]) if s != before] != [s for s in SPLITS if s in split]:
-        return "the rows are not ordered train, validation, test"
-    if {n: int((split == n).sum()) for n in SPLITS} != ds.index["rows"]:
-        return f"{INDEX} tells other numbers of rows"
-    columns = [n for n in words["numeric"] if n not in ATTRIBUTES]
-    if not all(ds.reviews[n].dtype.kind in "if" for n in [*columns, RATING, TIMESTAMP]) or not np.isfinite(ds.reviews[RATING]).all():
-        return "a numeric column holds something else"
-    for who, table in (("user", ds.users), ("item", ds.items)):
+    columns = {name: table[name] for who, table in ds.tables.items() for name in words["categories"][who]}
+    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, *columns)}}
+    sizes |= {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}}
+    for name, size in sizes.items():
+        codes = columns.get(name, ds.reviews.get(name)).to_numpy()
+        whole = codes.dtype.kind == "i" and len(codes) and codes.min() >= (name in ("user_id", "item_id")) and codes.max() < size
+        require(whole, f"{name} holds codes outside its vocabulary of {size}")
+    order = [s for s, before in zip(split, [None, *split[:-1]]) if s != before]
+    require(order == [s for s in SPLITS if s in split], "the rows are not ordered train, validation, test")
+    require({n: int((split == n).sum()) for n in SPLITS} == ds.index["rows"], f"{INDEX} tells other numbers of rows")
+    numbers = {RATING, TIMESTAMP, *words["numeric"]} - {n for names in words["attributes"].values() for n in names}
+    require(all(ds.reviews[n].dtype.kind in "if" for n in numbers) and np.isfinite(ds.reviews[RATING]).all(), "a numeric column holds something else")
+    for who, table in ds.tables.items():
         trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == "train"], minlength=len(table))
-        numbers = [f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")]
-        if not np.array_equal(trained, table["train_count"]) or not all(table[n].dtype.kind in "if" for n in numbers) or who not in table:
-            return f"{who}s.parquet does not belong to {REVIEWS}"
-    if "title" not in ds.items or any(not 0 <= len(e) < RATING_BUCKETS or (np.diff(e) <= 0).any() for e in words["bucket_edges"].values()):
-        return "the items lack titles, or the rating buckets are not increasing"
-    return use_once(ds)
+        numbers = [*(f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")), *words["attributes"][who]]
+        whole = who in table and np.array_equal(trained, table["train_count"]) and all(table[n].dtype.kind in "if" for n in numbers)
+        require(whole, f"{who}s.parquet does not belong to {REVIEWS}")
+    edges = words["bucket_edges"].values()
+    require("title" in ds.items and all(0 <= len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in edges), "no titles, or buckets do not increase")
 
 
-def use_once(ds: Dataset) -> str:
+def use_once(ds: Dataset) -> None:
     """Use every part on some rows as the later stages will: what is missing or of another kind fails here, not there."""
     rows, words = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1], ds.vocabularies
-    codes = field_codes(rows, ds.users, ds.items, words)
+    codes = field_codes(rows, ds.tables, words)
     for name, spec in words["crosses"].items():
-        uneven = spec["kind"] == "exact" and (spec["size"] != len(spec["keys"]) + 1 or (np.diff(spec["keys"]) <= 0).any())
-        uneven = uneven or any(len(values) != spec["size"] for values in spec.get("state", {}).values()) or spec["kind"] not in ("exact", "hash")
-        if uneven or not np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name]):
-            return f"{name} is not the cross that {VOCABULARIES} specifies"
-    for name in (*NUMERIC, *(n for n in OWN_TEXT if n in words["numeric"])):
+        even = spec["kind"] == "hash" or (spec["kind"] == "exact" and spec["size"] == len(spec["keys"]) + 1 and (np.diff(spec["keys"]) > 0).all())
+        even = even and all(len(values) == spec["size"] for values in spec.get("state", {}).values())
+        same = even and np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name])
+        require(same, f"{name} is not the cross that {VOCABULARIES} specifies")
+    for name in {*NUMERIC, *words["numeric"]}:
         spec = words["numeric"][name]
-        values = numeric_values(name, rows, ds.items, spec)
-        numbers = [*spec["knots"], *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
-        if not np.isfinite(numbers).all() or np.isinf(values).any() or len(spec["knots"]) != len(spec["levels"]) or (np.diff(spec["knots"]) <= 0).any():
-            return f"{name} is not finite, or its quantiles do not increase"
-    if any(not np.array_equal(found, rows[name]) for name, found in encode_moments(rows[TIMESTAMP].to_numpy(), words).items()):
-        return "the moments of the rows are not those of their timestamps"
+        values, knots = numeric_values(name, rows, ds.tables, spec), spec["knots"]
+        numbers = [*knots, *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
+        whole = np.isfinite(numbers).all() and not np.isinf(values).any() and len(knots) == len(spec["levels"]) and (np.diff(knots) > 0).all()
+        require(whole, f"{name} is not finite, or its quantiles do not increase")
+    moments = encode_moments(rows[TIMESTAMP].to_numpy(), words).items()
+    require(all(np.array_equal(found, rows[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
     pair_state(rows["user_id"].to_numpy(), codes["category"], words)[PAIR_STATE[1]].astype(np.float32)
-    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
 def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
     """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
-    import matplotlib.dates  # here, because importing it costs a second that no later stage should pay
+    import matplotlib  # here, because importing it costs a second that no later stage should pay
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -705,35 +724,29 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     sns.set_theme(style="whitegrid", palette="colorblind")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    share = rows[RATING].value_counts(normalize=True).sort_index() * 100
-    sns.barplot(x=[f"{r:g}" for r in share.index], y=share.to_numpy(), ax=axes[0, 0], color="C0")
-    axes[0, 0].bar_label(axes[0, 0].containers[0], fmt="%.0f %%")
-    axes[0, 0].set(title="Ratings", xlabel="rating", ylabel="% of rows", ylim=(0, share.max() * 1.1))
-    cold = []
+    share = rows[RATING].map("{:g}".format).value_counts(normalize=True)[[f"{r:g}" for r in sorted(rows[RATING].unique())]]
+    share.mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
+    split, cold = rows["split"].map(dict(enumerate(SPLITS))), {}
     for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
-        axis.loglog(np.arange(1, len(counts) + 1), counts, color="C0")
+        axis.loglog(np.arange(1, len(counts) + 1), counts)
         axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most rated first", ylabel="ratings")
-        new = table["train_count"].to_numpy()[rows[f"{who}_id"]] == 0
-        cold += [(SPLITS[code], who, 100 * new[rows["split"] == code].mean()) for code in (1, 2) if (rows["split"] == code).any()]
-    sns.barplot(pd.DataFrame(cold, columns=["split", "new", "share"]), x="split", y="share", hue="new", ax=axes[1, 2])
-    for bars in axes[1, 2].containers:
-        axes[1, 2].bar_label(bars, fmt="%.1f %%")
-    axes[1, 2].set(title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows", ylim=(0, max(c[2] for c in cold) * 1.15 + 1))
-    axes[1, 2].legend(title=None)
+        cold[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0).groupby(split).mean().mul(100).reindex(SPLITS[1:]).dropna()
+    pd.DataFrame(cold).plot.bar(ax=axes[1, 2], rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
+    for axis in (axes[0, 0], axes[1, 2]):
+        axis.margins(y=0.12)
+        for bars in axis.containers:
+            axis.bar_label(bars, fmt="%.1f %%")
     if rows[TIMESTAMP].isna().any():
         axes[1, 0].set_title("no timestamps, so no activity over time")
+        axes[1, 1].set_axis_off()
     else:
-        quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q").to_timestamp()
-        by_split = pd.crosstab(quarter, rows["split"].map(dict(enumerate(SPLITS)))).reindex(columns=SPLITS, fill_value=0)
-        axes[1, 0].stackplot(by_split.index, by_split.T.to_numpy(), labels=SPLITS, colors=["C0", "C1", "C2"])
-        axes[1, 0].set(title="Activity over time", xlabel="quarter", ylabel="rows per quarter")
-        axes[1, 0].legend(loc="upper left")
-        likes = rows["label"].groupby(quarter).agg(["mean", "size"]).query("size >= 30")
-        axes[1, 1].plot(likes.index, 100 * likes["mean"], color="C0")
-        axes[1, 1].set(title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
-        for axis in axes[1, :2]:
-            axis.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(minticks=3, maxticks=8))
+        quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q")
+        by_split = pd.crosstab(quarter, split).reindex(columns=SPLITS, fill_value=0)
+        by_split.plot.area(ax=axes[1, 0], title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
+        likes = rows["label"].groupby(quarter).agg(["mean", "size"]).query("size >= 30")["mean"]
+        likes.mul(100).plot(ax=axes[1, 1], title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
+        axes[1, 1].tick_params(axis="x", which="both", labelsize=9)
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 
@@ -758,23 +771,10 @@ def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: 
 
 def main(argv: list[str] | None = None) -> None:
     args, started = parse_args(argv), time.perf_counter()
-    name = args.dataset
-    if args.download:
-        args.input = download(args.download, args.output_dir)
-        args.input, args.metadata = args.input[:1], args.metadata or next(iter(args.input[1:]), None)
-    elif args.dataset == "demo":
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        reviews, args.metadata = demo.write_demo(args.output_dir, args.seed)
-        args.input, args.dataset = [reviews], "amazon-reviews"
-    if name != "demo":
-        name = re.sub(r"(_5)?(\.(json|jsonl|csv|txt|parquet|gz))+$", "", args.input[0].name)
-    rows, files = read_rows(args)
-    rows, rejected = clean(args, rows, files)
-    kept = set(rows[ITEM].cat.categories)
-    attributes, unread = amazon.read_metadata(args.metadata, kept) if args.metadata else (METADATA.empty_table(), [])
-    if unread:
-        rejected = pd.concat([rejected, pd.DataFrame([(len(files), *line) for line in unread], columns=["file", "line", "reason"])])
-    rows, users, items, vocabularies = build(args, rows, attributes.to_pandas().set_index(ITEM))
+    name = obtain(args)
+    rows, rejected, attributes = read(args)
+    rows, tables, vocabularies = build(args, rows, attributes)
+    users, items = tables.values()
     index = make_index(args, name, rows, users, items, rejected, time.perf_counter() - started)
     write_artifacts(
         args.output_dir,
@@ -783,7 +783,7 @@ def main(argv: list[str] | None = None) -> None:
             USERS: lambda path: users.to_parquet(path, compression="zstd", index=False),
             ITEMS: lambda path: items.to_parquet(path, compression="zstd", index=False),
             VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
-            REJECTED: lambda path: write_rejected(path, rejected, [*files, str(args.metadata)]),
+            REJECTED: lambda path: write_rejected(path, rejected),
             EXPLORATION: lambda path: plot_exploration(path, name, rows, users, items),
         },
         index,

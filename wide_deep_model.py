@@ -34,12 +34,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
-from amazon_preprocessing import CONTEXT, CROSSES, DAY_S, OWN_TEXT, PAIR_STATE, Dataset, InputError, Parser, fraction, load_dataset, replace_file, run_script
+from amazon_preprocessing import CONTEXT, DAY_S, ITEM, OWN_TEXT, PAIR_STATE, USER, Dataset, InputError, Parser, fraction, load_dataset, replace_file, run_script
 
 # ----------------------------------------------------------------------------------------------------------------------
-CATEGORICAL = ("user_id", "item_id", "category", "brand", "year", "month", "weekday")
-WIDE = ("user_id", "item_id", *CROSSES)
-DEFAULT_WIDE = [name for name in WIDE if name != "cross_user_item"]  # a pair occurs once, so its weight can only memorise noise
+NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT = 0.05  # share of training rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids
 EMBEDDING_STD = 0.005
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
@@ -59,11 +57,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE")
-    add("--objective", choices=("like",), default="like", help="like: P(rating >= threshold), log loss")
+    add("--objective", choices=("like", "rating"), default="like", help="like: P(rating >= threshold), log loss; rating: squared error")
     add("--component", choices=("wide-deep", "wide", "deep"), default="wide-deep", help="which parts to train")
     add("--ablations", action="store_true", help="train wide only and deep only as well, each into a checkpoint of its own")
-    add("--wide", nargs="+", choices=WIDE, default=DEFAULT_WIDE, metavar="FEATURE", help=f"of {', '.join(WIDE)}")
-    add("--deep", nargs="+", default=None, metavar="FEATURE", help=f"of {', '.join(CATEGORICAL)} and the numeric features (all when left out)")
+    add("--wide", nargs="+", metavar="FEATURE", help="fields, crosses and numeric features of the linear part; ids and all crosses but "
+        "cross_user_item when left out; a name that does not exist gets the list of those that do")
+    add("--deep", nargs="+", metavar="FEATURE", help="fields and numeric features of the network; all of them when left out")
     add("--embedding-dim", type=int, default=32, metavar="D")
     add("--hidden", type=int, nargs="+", default=[256, 128, 64], metavar="UNITS")
     add("--activation", choices=("relu", "gelu", "silu"), default="relu")
@@ -90,7 +89,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error("--hidden takes positive sizes, --weight-decay and --batch-size numbers >= 0")
     if args.checkpoint.name in (LAST, HISTORY):
         parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
-    args.wide, args.deep = list(dict.fromkeys(args.wide)), args.deep and list(dict.fromkeys(args.deep))
     args.device = choose_device(args.device)
     if args.precision == "auto":
         args.precision = "bfloat16" if args.device == "cuda" else "float32"
@@ -110,33 +108,34 @@ class Features:
     One object serves training, evaluation and a candidate scored years later, so they cannot disagree.
     """
 
-    def __init__(self, users: pd.DataFrame, items: pd.DataFrame, vocabularies: dict, wide: list[str], categorical: list[str], numeric: list[str]) -> None:
-        self.users, self.items, self.vocabularies = users, items, vocabularies
-        self.wide, self.categorical, self.numeric = wide, categorical, numeric
+    def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
+        self.tables, self.vocabularies = tables, vocabularies
+        self.wide, self.categorical, self.wide_numeric, self.numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
+        self.columns = [n for n in self.wide_numeric if n not in self.numeric]  # the numeric columns: the wide part's come first, the deep
+        self.columns += [n for n in self.wide_numeric if n in self.numeric] + [n for n in self.numeric if n not in self.wide_numeric]  # part's last
 
     def size(self, name: str) -> int:
         """Number of codes of a field or cross, code 0 included."""
-        if name in CROSSES:
+        if name in self.vocabularies["crosses"]:
             return self.vocabularies["crosses"][name]["size"]
-        return {"user_id": len(self.users), "item_id": len(self.items)}.get(name) or len(self.vocabularies[name])
+        return len(self.tables[name[:4]] if name in ("user_id", "item_id") else self.vocabularies[name])
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric values float32 [n, N], each around 0."""
-        codes = stage1.field_codes(rows, self.users, self.items, self.vocabularies)
+        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
+        codes = stage1.field_codes(rows, self.tables, self.vocabularies)
         wide = [self.wide_ids(name, codes) for name in self.wide]
         deep = [codes[name] for name in self.categorical]
         wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in (wide, deep))
-        return wide, deep, self.encode_numeric(self.numeric, rows)
+        return wide, deep, self.encode_numeric(self.columns, rows)
 
     def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
         specs = self.vocabularies["numeric"]
-        columns = [stage1.normalise(stage1.numeric_values(name, rows, self.items, specs[name]), specs[name]) for name in names]
+        columns = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in names]
         return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
-        if name not in CROSSES:
+        if not (spec := self.vocabularies["crosses"].get(name)):
             return codes[name]
-        spec = self.vocabularies["crosses"][name]
         return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
@@ -144,15 +143,26 @@ class Features:
         user_ids, item_ids = np.broadcast_arrays(user_ids, item_ids)
         now = np.nan if timestamp_s is None else float(timestamp_s)
         rows = {"user_id": user_ids, "item_id": item_ids}
-        for table, ids, who in ((self.users, user_ids, "user"), (self.items, item_ids, "item")):
-            rows |= {name: table[name].to_numpy()[ids] for name in table if name.startswith(f"{who}_")}
+        for who, ids in ((USER, user_ids), (ITEM, item_ids)):
+            state = (*stage1.STATE, "last_timestamp", "first_timestamp")
+            rows |= {f"{who}_{name}": self.tables[who][f"{who}_{name}"].to_numpy()[ids] for name in state}
             rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
-        category = self.items["category"].to_numpy()[item_ids]
-        rows |= stage1.pair_state(np.where(self.users["train_count"].to_numpy()[user_ids] > 0, user_ids, 0), category, self.vocabularies)
+        category, trained = self.tables[ITEM]["category"].to_numpy()[item_ids], self.tables[USER]["train_count"].to_numpy()[user_ids] > 0
+        rows |= stage1.pair_state(np.where(trained, user_ids, 0), category, self.vocabularies)
         rows |= {name: np.full(len(user_ids), np.nan) for name in OWN_TEXT}  # the row's own text
         moment = stage1.encode_moments(np.array([now]), self.vocabularies)
         return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
+
+    def owners(self, name: str) -> set[str]:
+        """Whose feature it is: of {"user", "item", "moment"}; a cross has two owners."""
+        if spec := self.vocabularies["crosses"].get(name):
+            return self.owners(spec["left"]) | self.owners(spec["right"])
+        if name in PAIR_STATE:
+            return {USER, ITEM}
+        if name in CONTEXT or name in OWN_TEXT:
+            return {"moment"}
+        return {USER} if name.startswith("user_") else {ITEM}
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -163,16 +173,17 @@ class WideDeep(nn.Module):
     sparse gradient: the cost of a step does not depend on the number of users.
     """
 
-    def __init__(self, wide_sizes: list[int], deep_sizes: list[int], numeric: int, embedding_dim: int, hidden: list[int],
+    def __init__(self, wide_sizes: list[int], deep_sizes: list[int], wide_numeric: int, numeric: int, embedding_dim: int, hidden: list[int],
                  activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0, component: str = "wide-deep") -> None:
         super().__init__()
-        self.component, self.embedding_dim = component, embedding_dim
+        self.component, self.embedding_dim, self.wide_numeric, self.numeric = component, embedding_dim, wide_numeric, numeric
         self.register_buffer("wide_offsets", torch.tensor([0, *wide_sizes[:-1]]).cumsum(0), persistent=False)
         self.register_buffer("deep_offsets", torch.tensor([0, *deep_sizes[:-1]]).cumsum(0), persistent=False)
         self.bias = nn.Parameter(torch.zeros(1))
         if component != "deep":
             self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
             nn.init.zeros_(self.wide.weight)
+            self.linear = nn.Parameter(torch.zeros(wide_numeric, 1))
         if component != "wide":
             self.embedding = nn.Embedding(sum(deep_sizes), embedding_dim, sparse=True)
             nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
@@ -183,19 +194,22 @@ class WideDeep(nn.Module):
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
-        """ids [n, W], [n, C] and values [n, N] -> logit [n]."""
+        """ids [n, W], [n, C] and values [n, N] -> logit [n]. The wide part reads the first numeric columns, the deep part the last."""
         logit = self.bias
         if self.component != "deep":
             logit = logit + self.wide(wide + self.wide_offsets).sum((1, 2))  # of [n, W, 1]
+            if self.wide_numeric:
+                logit = logit + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
             embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
-            logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric], 1)).squeeze(1)
+            logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric[:, numeric.shape[1] - self.numeric :]], 1)).squeeze(1)
         return logit
 
 
 def build_model(config: dict, features: Features) -> WideDeep:
-    return WideDeep([features.size(f) for f in features.wide], [features.size(f) for f in features.categorical], len(features.numeric),
-                    config["embedding_dim"], config["hidden"], config["activation"], config["batch_norm"], config["dropout"], config["component"])
+    sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
+    return WideDeep(*sizes, len(features.wide_numeric), len(features.numeric), config["embedding_dim"], config["hidden"], config["activation"],
+                    config["batch_norm"], config["dropout"], config["component"])
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -251,6 +265,8 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
     wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
     found = [] if model.component == "deep" else [optimizer(*wide, [model.wide.weight], True)]
+    if model.component != "deep" and model.wide_numeric:
+        found.append(optimizer(*wide, [model.linear], False))
     if model.component == "wide":
         return [*found, optimizer(*wide, [model.bias], False)]
     return [*found, optimizer(*deep, [model.embedding.weight], True), optimizer(*deep, [model.bias, *model.mlp.parameters()], False)]
@@ -258,10 +274,10 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
 # ------------------------------------------------------------------------------------------------------------- training
 class Rows:
-    """Encoded rows as contiguous tensors on the device: wide, deep, numeric, label."""
+    """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
-    def __init__(self, features: Features, frame: pd.DataFrame, device: str) -> None:
-        arrays = (*features.encode(frame), frame["label"].to_numpy(np.float32))
+    def __init__(self, features: Features, frame: pd.DataFrame, device: str, objective: str) -> None:
+        arrays = (*features.encode(frame), frame["rating" if objective == "rating" else "label"].to_numpy(np.float32))
         self.tensors = [torch.tensor(a, device=device) for a in arrays]  # a copy: pandas may hand out read-only memory
 
     def __len__(self) -> int:
@@ -279,14 +295,16 @@ class Rows:
 class Training:
     """One model on its way: all that --resume must restore to give the very same weights."""
 
-    def __init__(self, args: Namespace, config: dict, features: Features, base_rate: float) -> None:
-        """base_rate: share of likes among the training rows. The bias starts there; else the weights of ids learn it in its stead."""
+    def __init__(self, args: Namespace, config: dict, features: Features, mean: float) -> None:
+        """mean: of the training rows' targets. The bias starts there; else the weights of ids learn it in its stead."""
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
         self.args, self.model = args, build_model(config, features).to(args.device)
-        nn.init.constant_(self.model.bias, torch.tensor(base_rate).logit(eps=1e-3).item())
+        nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
+        self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.optimizers = make_optimizers(self.model, args)
         self.history = []
-        holds = [[[n == i or i in CROSSES.get(n, ()) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
+        parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
+        holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
     def epochs_without_gain(self) -> int:
@@ -315,20 +333,20 @@ class Training:
         """One pass over the shuffled rows; the mean training loss. A loss that is no number raises FloatingPointError."""
         self.model.train()
         total, steps = torch.zeros((), device=self.args.device), 0
-        for wide, deep, numeric, label in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
-            if len(label) == 1 and self.args.batch_norm:  # a left-over row has no variance
+        for wide, deep, numeric, target in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
+            if len(target) == 1 and self.args.batch_norm:  # a left-over row has no variance
                 continue
             wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.model(wide, deep, numeric)
-            loss = F.binary_cross_entropy_with_logits(logit.float(), label)
+            loss = self.loss(logit.float(), target)
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
-            total, steps = total + loss.detach() * len(label), steps + 1
-            bar.update(len(label))
+            total, steps = total + loss.detach() * len(target), steps + 1
+            bar.update(len(target))
             if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
                 bar.set_postfix(loss=f"{finite(total) / (steps * self.args.batch_size):.4f}")
         return finite(total) / len(rows)
@@ -354,12 +372,15 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     return float((ranks[likes].sum() / n - (n + 1) / 2) / dislikes) if n and dislikes else math.nan
 
 
-def validate(model: WideDeep, rows: Rows) -> dict[str, float]:
-    """Log loss and AUC (absent where the rows have one class only)."""
-    label, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
+def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
+    """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root."""
+    target, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
     if not np.isfinite(logit).all():
         raise FloatingPointError
-    metrics = {"validation_loss": float(np.mean(np.logaddexp(0, logit) - label * logit)), "validation_auc": auc(label, logit)}
+    if config["objective"] == "rating":
+        error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2))
+        return {"validation_loss": error, "validation_rmse": math.sqrt(error)}
+    metrics = {"validation_loss": float(np.mean(np.logaddexp(0, logit) - target * logit)), "validation_auc": auc(target, logit)}
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
@@ -375,7 +396,7 @@ class Run:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
-        self.config |= split_features(args, ds) | {"checkpoint": args.checkpoint.name}
+        self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
         self.finished, self.histories, self.resumed = [], {}, None
         if args.resume:
             self.load_last()
@@ -417,8 +438,8 @@ class Run:
         features = make_features(self.ds, config)
         served = self_contained(self.ds, features, config)
         split = self.ds.reviews["split"]
-        train = Rows(features, self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], args.device)
-        validation = Rows(features, self.ds.reviews[split == "validation"], args.device)
+        parts = (split.isin(["train", "validation"] if refit else ["train"]), split == "validation")
+        train, validation = (Rows(features, self.ds.reviews[part], args.device, args.objective) for part in parts)
         training = Training(args, config, features, float(train.tensors[-1].mean()))
         if self.resumed and self.resumed["phase"] == name:
             try:
@@ -443,7 +464,7 @@ class Run:
             try:
                 loss = training.run_epoch(train, bar)
                 seconds = time.perf_counter() - started
-                metrics = validate(training.model, validation) if validation else {}
+                metrics = validate(training.model, validation, self.config) if validation else {}
             except FloatingPointError:
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr") from None
         record = {"epoch": number, "train_loss": loss} | metrics
@@ -459,31 +480,38 @@ class Run:
 
 
 def best_epoch(history: list[dict]) -> dict:
-    """By validation AUC, or by validation loss where one class is missing."""
+    """By validation AUC; by validation loss for ratings, or where one class is missing."""
     return max(history, key=lambda record: record.get("validation_auc", -record["validation_loss"]))
 
 
 def describe(record: dict) -> str:
     return f"epoch {record['epoch']}: " + ", ".join(
-        f"{name.replace('_', ' ')} {record[name]:.4f}" for name in ("train_loss", "validation_loss", "validation_auc") if name in record)
+        f"{name.replace('_', ' ')} {record[name]:.4f}" for name in ("train_loss", "validation_loss", "validation_auc", "validation_rmse") if name in record)
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
-def split_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
-    """--deep as categorical fields and numeric features; all of both where the flag is left out."""
-    numeric = list(ds.vocabularies["numeric"])
-    chosen = args.deep or [*CATEGORICAL, *numeric]
-    if unknown := [name for name in chosen if name not in (*CATEGORICAL, *numeric)]:
-        raise InputError(f"--deep {unknown[0]}: not one of {', '.join((*CATEGORICAL, *numeric))}")
-    return {"categorical": [n for n in chosen if n in CATEGORICAL], "numeric": [n for n in chosen if n in numeric]}
+def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
+    """--wide and --deep as names of coded fields and of numeric columns; a field with several values stands for all its columns."""
+    words = ds.vocabularies
+    fields = ["user_id", "item_id", *words["categories"][ITEM], *words["categories"][USER], *CONTEXT]
+    crosses, numeric, groups = [*words["crosses"]], [*words["numeric"]], words["groups"]
+    known = {"wide": [*fields, *crosses, *groups, *(n for n in numeric if n not in PAIR_STATE)], "deep": [*fields, *groups, *numeric]}
+    chosen = {"wide": args.wide or ["user_id", "item_id", *crosses], "deep": args.deep or [*fields, *numeric]}
+    for part, names in chosen.items():
+        if unknown := [name for name in names if name not in known[part]]:
+            raise InputError(f"--{part} {unknown[0]}: not one of {', '.join(n for n in known[part] if '=' not in n)}")
+        names = [n for n in names if getattr(args, part) or n not in NOT_BY_DEFAULT]
+        chosen[part] = list(dict.fromkeys(column for name in names for column in groups.get(name, [name])))
+    coded, numbers = ([[n for n in names if (n in numeric) == number] for names in chosen.values()] for number in (False, True))
+    return {"wide": coded[0], "wide_numeric": numbers[0], "categorical": coded[1], "numeric": numbers[1]}
 
 
 def make_features(ds: Dataset, config: dict) -> Features:
-    users, items = ds.users, ds.items
+    tables = ds.tables
     if config["refit"]:  # validation rows are training rows now: their ids are no longer new
         known = ds.reviews[ds.reviews["split"] != "test"]
-        users, items = (t.assign(train_count=np.bincount(known[f"{w}_id"], minlength=len(t))) for t, w in ((users, "user"), (items, "item")))
-    return Features(users, items, ds.vocabularies, config["wide"], config["categorical"], config["numeric"])
+        tables = {who: t.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(t))) for who, t in tables.items()}
+    return Features(tables, ds.vocabularies, config)
 
 
 def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
@@ -494,8 +522,7 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
         "format": FORMAT,
         "config": config,
         "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
-        "users": {name: pack(features.users[name]) for name in features.users},
-        "items": {name: pack(features.items[name]) for name in features.items},
+        **{f"{who}s": {name: pack(table[name]) for name in table} for who, table in features.tables.items()},
         "seen": {"offsets": torch.from_numpy(offsets), "items": torch.from_numpy(known["item_id"].to_numpy(copy=True))},
         "last_training_timestamp": ds.index["last_training_timestamp"],
         "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
@@ -565,7 +592,7 @@ class Recommender:
         self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
         self.users, self.items = unpack(saved["users"]), unpack(saved["items"])
         vocabularies = stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
-        self.features = Features(self.users, self.items, vocabularies, self.config["wide"], self.config["categorical"], self.config["numeric"])
+        self.features = Features({USER: self.users, ITEM: self.items}, vocabularies, self.config)
         self.model = build_model(self.config, self.features)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
@@ -576,9 +603,10 @@ class Recommender:
 
     def check_codes(self) -> None:
         """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
-        for name in ("category", "brand"):
-            if not self.items[name].between(0, self.features.size(name) - 1).all():
-                raise ValueError(f"{name} codes out of range")
+        for who, table in self.features.tables.items():
+            for name in self.features.vocabularies["categories"][who]:
+                if not table[name].between(0, self.features.size(name) - 1).all():
+                    raise ValueError(f"{name} codes out of range")
         offsets, items = self.seen_offsets, self.seen_items
         if len(offsets) != len(self.users) + 1 or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
             raise ValueError("seen items do not belong to the users")
@@ -597,14 +625,15 @@ class Recommender:
 
     def score_rows(self, frame: pd.DataFrame) -> np.ndarray:
         """Logits float32 [rows] of rows with their own point-in-time features, as in processed_reviews.parquet."""
-        return logits(self.model, Rows(self.features, frame.assign(label=0), self.device))
+        return logits(self.model, Rows(self.features, frame.assign(label=0), self.device, "like"))
 
     def predict(self, users: list[str], items: list[str]) -> np.ndarray:
-        """P(like) float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
+        """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
         user_ids, item_ids = encode_ids(self.user_index, users), encode_ids(self.item_index, items)
         if len(user_ids) != len(item_ids):
             raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
-        return 1 / (1 + np.exp(-self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))))
+        logit = self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))
+        return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
 
     @torch.inference_mode()
     def recommend(self, user: str, n: int = 10, keep_seen: bool = False) -> pd.DataFrame:
@@ -653,23 +682,27 @@ class Recommender:
 
     @torch.inference_mode()
     def prepare_catalogue(self) -> None:
-        tables, vocabularies = (self.users, self.items), self.features.vocabularies
-        user_rows = self.features.at_moment(np.arange(len(self.users)), np.zeros(len(self.users), int), self.moment)
-        item_rows = self.features.at_moment(np.zeros(len(self.items), int), np.arange(len(self.items)), self.moment)
-        self.user_codes, codes = (stage1.field_codes(rows, *tables, vocabularies) for rows in (user_rows, item_rows))
-        self.item_wide = self.model.bias.repeat(len(self.items))
+        features, owners = self.features, self.features.owners
+        user_rows = features.at_moment(np.arange(len(self.users)), np.zeros(len(self.users), int), self.moment)
+        item_rows = features.at_moment(np.zeros(len(self.items), int), np.arange(len(self.items)), self.moment)
+        self.user_codes, codes = (stage1.field_codes(rows, features.tables, features.vocabularies) for rows in (user_rows, item_rows))
+        self.item_wide, self.user_wide = self.model.bias.repeat(len(self.items)), self.model.bias.new_zeros(len(self.users))
         self.values = {}  # of a field of the item in a cross with the user: distinct codes, and which of them each item has
-        for name in self.features.wide if self.config["component"] != "deep" else []:
-            if "user" not in owners(name):
-                self.item_wide += self.wide_weights(name, self.features.wide_ids(name, codes))
-            elif "item" in owners(name):
-                values, which = np.unique(codes[CROSSES[name][1]], return_inverse=True)
+        for name in features.wide if self.config["component"] != "deep" else []:
+            if USER not in owners(name):
+                self.item_wide += self.wide_weights(name, features.wide_ids(name, codes))
+            elif ITEM in owners(name):
+                values, which = np.unique(codes[features.vocabularies["crosses"][name]["right"]], return_inverse=True)
                 self.values[name] = values, torch.from_numpy(which).to(self.device)
+        for at, name in enumerate(features.columns[: len(features.wide_numeric)] if self.config["component"] != "deep" else []):
+            of, rows = (self.user_wide, user_rows) if USER in owners(name) else (self.item_wide, item_rows)
+            of += self.model.linear[at] * torch.from_numpy(features.encode_numeric([name], rows)[:, 0]).to(self.device)
         self.shortcut = self.later_layers = None
         if self.config["component"] != "wide":
             self.later_layers = self.model.mlp[1:]
-            self.user_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(user_rows)[1:]]
-            item_inputs = [torch.from_numpy(a).to(self.device) for a in self.features.encode(item_rows)[1:]]
+            deep = len(features.columns) - len(features.numeric)
+            self.user_inputs, item_inputs = ([torch.from_numpy(a).to(self.device) for a in (codes, numeric[:, deep:])]
+                                             for _, codes, numeric in map(features.encode, (user_rows, item_rows)))
             order = np.argsort(codes["category"], kind="stable")
             self.position = torch.from_numpy(np.argsort(order)).to(self.device)  # where an item lies in that order
             self.first_item = (self.first_layer(*item_inputs, of_user=False) + self.model.mlp[0].bias)[order]
@@ -698,20 +731,20 @@ class Recommender:
 
     def first_layer(self, deep: Tensor, numeric: Tensor, of_user: bool) -> Tensor:
         """The part of the MLP's first layer [n, hidden[0]] that comes from the user's features, or from the item's and moment's."""
-        names = self.features.categorical, self.features.numeric
-        side = [torch.tensor([(owners(n) == {"user"}) if of_user else "user" not in owners(n) for n in group], device=self.device) for group in names]
+        names, owners = (self.features.categorical, self.features.numeric), self.features.owners
+        side = [torch.tensor([owners(n) == {USER} if of_user else USER not in owners(n) for n in group], device=self.device) for group in names]
         embeddings = self.model.embedding(deep + self.model.deep_offsets) * side[0][:, None]
         return torch.cat([embeddings.flatten(1), numeric * side[1]], 1) @ self.model.mlp[0].weight.T
 
     def wide_part(self, user_ids: np.ndarray) -> Tensor:
         """Wide part of the logits, bias included, [users, n_items + 1] on the device. Weights of a cross of user and item are
         looked up once per value of its item's field (a category, a bucket), then spread over the items that have it."""
-        wide, codes = self.item_wide.repeat(len(user_ids), 1), {name: values[user_ids] for name, values in self.user_codes.items()}
+        wide, codes = self.item_wide + self.user_wide[user_ids, None], {name: values[user_ids] for name, values in self.user_codes.items()}
         for name in self.features.wide if self.config["component"] != "deep" else []:
             if name in self.values:
                 (values, which), spec = self.values[name], self.features.vocabularies["crosses"][name]
                 wide += self.wide_weights(name, stage1.cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
-            elif "user" in owners(name):
+            elif USER in self.features.owners(name):
                 wide += self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
         return wide
 
@@ -762,17 +795,6 @@ def runs_of(codes: np.ndarray, begin: int, length: int) -> list[tuple[int, int, 
     block = codes[begin : begin + length]
     edges = [begin, *(begin + 1 + np.flatnonzero(np.diff(block))).tolist(), begin + len(block)]
     return [(int(codes[start]), start, stop) for start, stop in itertools.pairwise(edges)]
-
-
-def owners(name: str) -> set[str]:
-    """Whose feature it is: of {"user", "item", "moment"}; a cross has two owners."""
-    if name in CROSSES:
-        return owners(CROSSES[name][0]) | owners(CROSSES[name][1])
-    if name in PAIR_STATE:
-        return {"user", "item"}
-    if name in CONTEXT or name in OWN_TEXT:
-        return {"moment"}
-    return {"user"} if name.startswith("user_") else {"item"}
 
 
 def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:

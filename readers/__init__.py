@@ -2,11 +2,12 @@
 
 A reader knows its format (header, column order, time unit) and nothing else. It yields pyarrow tables of `ROWS`;
 what a line lacks, or what cannot be parsed, is null. A line that has no row shape at all (not JSON, wrong number of
-fields) is a row of nulls whose `problem` says why. Preprocessing decides what to keep.
+fields) is a row of nulls whose `problem` says why. `readers.formats` separates usable lines from the others.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,18 @@ ROWS = pa.schema(
 )
 
 METADATA = pa.schema({ITEM: pa.string(), "title": pa.string(), "brand": pa.string(), "category": pa.string(), "price": pa.float64()})
+
+
+class Attributes(NamedTuple):
+    """What is known of users and items beside the ratings: tables indexed by raw id, one row per id.
+
+    A column's type says what it is: text is one category, a list of texts several (genres), a number is numeric; None or NaN
+    is missing. `title` is for display. A name that begins with `site_` is a site-wide figure that contains the ratings themselves.
+    """
+
+    users: pd.DataFrame = pd.DataFrame()
+    items: pd.DataFrame = pd.DataFrame()
+    rejected: list[tuple[Path, int, str]] = []  # noqa: RUF012 - file, line, reason
 
 
 class InputError(Exception):

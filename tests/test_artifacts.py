@@ -21,7 +21,7 @@ import torch
 import amazon_preprocessing as stage1
 import wide_deep_model as stage2
 from readers import InputError
-from tests.conftest import PLOT_EXPLORATION, preprocess, random_log, write_log
+from tests.conftest import PLOT_EXPLORATION, preprocess, random_log, write_log, write_metadata
 
 ROOT = Path(stage1.__file__).parent
 TINY = ["--hidden", "8", "--embedding-dim", "2", "--batch-size", "512", "--epochs", "2", "--device", "cpu"]
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def made(tmp_path_factory):
     """A folder with a log, a data set and a trained model."""
     folder = tmp_path_factory.mktemp("made")
-    preprocess(folder, random_log(700, 50, 40), "--split", "random", "--seed", "1")
+    preprocess(folder, random_log(700, 50, 40), "--split", "random", "--seed", "1", "--metadata", str(write_metadata(folder / "meta.json", 40)))
     stage2.main(stage2_flags(folder, "--seed", "1"))
     return folder
 

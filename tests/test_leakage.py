@@ -91,7 +91,7 @@ def test_scales_and_vocabularies_are_those_of_the_training_rows(tmp_path):
     assert set(ds.vocabularies["year"][1:]) == years < set(pd.to_datetime(ds.reviews["timestamp"], unit="s").dt.year)
     for name, spec in ds.vocabularies["numeric"].items():
         if spec["prior"] is None and name in train_rows:
-            values = stage1.numeric_values(name, train_rows, ds.items, spec)
+            values = stage1.numeric_values(name, train_rows, ds.tables, spec)
             values = values[~np.isnan(values)]
             if spec["knots"]:
                 assert (spec["knots"][0], spec["knots"][-1]) == (values.min(), values.max())

@@ -43,7 +43,7 @@ history = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()
 @given(history)
 def test_earlier_statistics_see_strictly_earlier_counted_rows_only(rows):
     key, moment, counted, value = (np.array(column) for column in zip(*rows))
-    found = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value})
+    found, _ = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value}, 4)
     for n in range(len(rows)):
         before = [r for r in range(len(rows)) if key[r] == key[n] and moment[r] < moment[n] and counted[r]]
         known = [value[r] for r in before if not np.isnan(value[r])]
@@ -54,13 +54,15 @@ def test_earlier_statistics_see_strictly_earlier_counted_rows_only(rows):
 
 
 @given(history)
-def test_final_statistics_are_the_group_statistics_of_the_counted_rows(rows):
+def test_the_state_at_the_end_is_the_group_statistics_of_the_counted_rows(rows):
     key, moment, counted, value = (np.array(column) for column in zip(*rows))
-    found = stage1.final_statistics(key, 5, moment.astype(float), counted, {"x": value})
+    _, found = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value}, 5)
     for k in range(5):
         here = counted & (key == k)
         assert found["review_count"][k] == here.sum()
         np.testing.assert_allclose(found["avg_x"][k], np.nan if np.isnan(value[here]).all() else np.nanmean(value[here]))
+        np.testing.assert_equal(found["last"][k], max(moment[here], default=np.nan))
+        np.testing.assert_equal(found["first"][k], min(moment[here], default=np.nan))
 
 
 codes = st.tuples(st.integers(0, 9), st.integers(0, 9))
@@ -95,7 +97,7 @@ def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeyp
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
 def test_quantile_normalisation_is_monotone_and_uniform(values):
     frame = pd.DataFrame({"item_age_days": values})
-    spec = stage1.fit_numeric("item_age_days", frame, pd.DataFrame(), {})
+    spec = stage1.fit_numeric("item_age_days", frame, {}, {})
     level = stage1.normalise(np.sort(values), spec)
     assert (np.diff(level) >= 0).all() and level.min() >= -1 and level.max() <= 1
     assert stage1.normalise(np.array([np.nan]), spec) == 0
@@ -103,7 +105,7 @@ def test_quantile_normalisation_is_monotone_and_uniform(values):
 
 def test_quantile_normalisation_of_distinct_values_is_the_rank():
     values = np.random.default_rng(0).permutation(1001).astype(float)
-    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), pd.DataFrame(), {})
+    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), {}, {})
     np.testing.assert_allclose(stage1.normalise(values, spec), 2 * values / 1000 - 1, atol=1e-6)
 
 

@@ -38,6 +38,9 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+WIDE = ("user_id", "item_id", *stage1.CROSSES)
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A data set with categories, brands, prices, and users and items that appear only after training."""
@@ -57,13 +60,14 @@ def shop(tmp_path_factory):
 # ----------------------------------------------------------------------------------------------------------- the formula
 
 
-def reference_logit(state: dict, wide, deep, numeric, wide_sizes, deep_sizes, activation: str) -> float:
+def reference_logit(state: dict, wide, deep, wide_numeric, numeric, wide_sizes, deep_sizes, activation: str) -> float:
     """The formula of the docstring for one row, feature by feature, in NumPy; missing parts of `state` are left out."""
     state = {name: value.double().numpy() for name, value in state.items()}
     logit = state["bias"][0]
     if "wide.weight" in state:
         for field, code in enumerate(wide):
             logit += state["wide.weight"][sum(wide_sizes[:field]) + code, 0]
+        logit += sum(weight * value for (weight,), value in zip(state["linear"], wide_numeric, strict=True))
     if "embedding.weight" not in state:
         return logit
     x = []
@@ -97,16 +101,16 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
 def test_forward_is_the_formula(component, activation, batch_norm):
-    wide_sizes, deep_sizes, numeric, rng = [5, 9, 3], [5, 7], 3, np.random.default_rng(1)
-    model = stage2.WideDeep(wide_sizes, deep_sizes, numeric, 4, [6, 5], activation, batch_norm, 0.5, component).eval()
+    wide_sizes, deep_sizes, rng = [5, 9, 3], [5, 7], np.random.default_rng(1)
+    model = stage2.WideDeep(wide_sizes, deep_sizes, 2, 3, 4, [6, 5], activation, batch_norm, 0.5, component).eval()
     randomise(model)
     wide, deep = (np.stack([rng.integers(0, size, 20) for size in sizes], 1) for sizes in (wide_sizes, deep_sizes))
     wide[0], wide[1], deep[0], deep[1] = 0, np.array(wide_sizes) - 1, 0, np.array(deep_sizes) - 1  # the ends of every table
-    values = rng.normal(size=(20, numeric)).astype(np.float32)
+    values = rng.normal(size=(20, 4)).astype(np.float32)  # one for the wide part, one for both, two for the deep part
     found = model(torch.from_numpy(wide), torch.from_numpy(deep), torch.from_numpy(values))
     rows = zip(wide, deep, values, found.tolist())
     for w, d, v, logit in rows:
-        expected = reference_logit(model.state_dict(), w, d, v, wide_sizes, deep_sizes, activation)
+        expected = reference_logit(model.state_dict(), w, d, v[:2], v[1:], wide_sizes, deep_sizes, activation)
         np.testing.assert_allclose(logit, expected, rtol=2e-5, atol=2e-6)
 
 
@@ -123,7 +127,7 @@ def one_step(model, optimizers, wide, deep, numeric, label):
 
 
 def small_model(component="wide-deep", wide_optimizer="adagrad", deep_optimizer="adam", decay=0.0):
-    model = stage2.WideDeep([50, 40], [50, 30], 2, 4, [6, 5], "silu", component=component)
+    model = stage2.WideDeep([50, 40], [50, 30], 1, 2, 4, [6, 5], "silu", component=component)
     randomise(model)
     args = stage2.parse_args(["--wide-optimizer", wide_optimizer, "--deep-optimizer", deep_optimizer, "--wide-lr", "0.05",
                               "--deep-lr", "0.002", "--batch-size", "8", "--weight-decay", str(decay), "--device", "cpu"])
@@ -204,7 +208,7 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
     groups = [(group, optimizer) for optimizer in optimizers for group in optimizer.param_groups]
     for name, parameter in model.named_parameters():
         [(group, optimizer)] = [(g, o) for g, o in groups if any(p is parameter for p in g["params"])]
-        is_wide = name == "wide.weight" or (component == "wide" and name == "bias")
+        is_wide = name in ("wide.weight", "linear") or (component == "wide" and name == "bias")
         kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
         assert group["lr"] == lr and kind in type(optimizer).__name__.lower()
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
@@ -219,7 +223,7 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
 
 def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatch):
     data, ds = shop
-    args = stage2.parse_args(["--data-dir", str(data), "--wide", *stage2.WIDE, *QUICK])
+    args = stage2.parse_args(["--data-dir", str(data), "--wide", *WIDE, *QUICK])
     command = stage2.Run(args, ds)
     config = command.config | {"component": "wide-deep"}
     features = stage2.make_features(ds, config)
@@ -442,15 +446,15 @@ def test_a_checkpoint_of_the_script_works_elsewhere(pipeline, tmp_path, monkeypa
 
 def test_wide_ids_of_the_features_are_the_columns_of_stage_1(shop, tmp_path):
     data, ds = shop
-    model = stage2.load_model(run(tmp_path, data, "--epochs", "1", "--wide", *stage2.WIDE), "cpu")
+    model = stage2.load_model(run(tmp_path, data, "--epochs", "1", "--wide", *WIDE), "cpu")
     wide, deep, _ = model.features.encode(ds.reviews)
-    for column, name in enumerate(stage2.WIDE):
+    for column, name in enumerate(WIDE):
         if name in stage1.CROSSES:
             np.testing.assert_array_equal(wide[:, column], ds.reviews[name])
             assert len(np.unique(wide[:, column])) > 3
     for who, table in (("user", ds.users), ("item", ds.items)):
         ids, trained = ds.reviews[f"{who}_id"].to_numpy(), table["train_count"].to_numpy()
-        for codes in (wide[:, stage2.WIDE.index(f"{who}_id")], deep[:, stage2.CATEGORICAL.index(f"{who}_id")]):
+        for codes in (wide[:, WIDE.index(f"{who}_id")], deep[:, model.features.categorical.index(f"{who}_id")]):
             np.testing.assert_array_equal(codes, [i if trained[i] > 0 else 0 for i in ids])
             assert (codes == 0).any()
 
@@ -460,9 +464,10 @@ def test_wide_ids_of_the_features_are_the_columns_of_stage_1(shop, tmp_path):
 SHAPES = {
     "wide-deep": [], "wide": ["--component", "wide"], "deep": ["--component", "deep"],
     "norm-gelu": ["--batch-norm", "--activation", "gelu"],
-    "norm-deep-silu": ["--batch-norm", "--activation", "silu", "--component", "deep"], "all-wide": ["--wide", *stage2.WIDE],
+    "norm-deep-silu": ["--batch-norm", "--activation", "silu", "--component", "deep"], "all-wide": ["--wide", *WIDE],
     "ids": ["--deep", "user_id", "item_id", "--wide", "user_id", "cross_rating_buckets"],
     "numbers": ["--deep", "user_avg_rating", "item_age_days"],
+    "linear": ["--wide", "item_id", "user_avg_rating", "item_price", "item_age_days", "--deep", "item_price", "user_id", "user_review_count"],
     "pairs": ["--deep", "item_id", "user_category_avg_residual"], "one-layer": ["--hidden", "7"],
 }
 

@@ -1,0 +1,102 @@
+"""The data sets by name: how a file of ratings is read, what ratings there are, and what else is known of users and items.
+
+A further data set is one entry in FORMATS, one function that yields tables of `readers.ROWS` from a file, and, where it has
+attributes, one that returns `readers.Attributes`. Nothing downstream knows which data set it is.
+"""
+
+import math
+import re
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError, amazon, anime, collect, delimited, demo, movielens
+from readers.download import download
+
+EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
+
+
+class Format(NamedTuple):
+    read: Callable[[Path], Iterator[pa.Table]]  # a file -> tables of ROWS
+    lowest: float  # ratings outside lowest..highest are rejected
+    highest: float
+    attributes: Callable[[Path, set[str], set[str]], Attributes] | None = None  # (path, kept users, kept items)
+    find: Callable[[Path], Path] = lambda path: path  # the file of ratings, where --input may be the folder that holds it
+    beside: bool = False  # attributes lie in the folder of the ratings, and are read without --metadata
+
+
+def amazon_products(path: Path, users: set[str], items: set[str]) -> Attributes:
+    table, rejected = amazon.read_metadata(path, items)
+    return Attributes(items=table.to_pandas().set_index(ITEM), rejected=[(path, *line) for line in rejected])
+
+
+FORMATS = {
+    "amazon-reviews": Format(amazon.read_reviews, 1, 5, amazon_products),
+    "amazon-ratings": Format(amazon.read_ratings, 1, 5, amazon_products),
+    "movielens": Format(movielens.read_ratings, 0.5, 5, movielens.read_attributes, movielens.find_ratings, beside=True),
+    "anime": Format(anime.read_ratings, 1, 10, anime.read_attributes, anime.find_ratings, beside=True),
+    "csv": Format(delimited.read_delimited, -math.inf, math.inf),
+}
+
+
+def obtain(args: Namespace) -> str:
+    """Download or generate what --download or the demo needs, put it where --input and --metadata would, and name the data set."""
+    if args.download:
+        args.input = download(args.download, args.output_dir)
+        args.input, args.metadata = args.input[:1], args.metadata or next(iter(args.input[1:]), None)
+    elif args.dataset == "demo":
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        reviews, args.metadata = demo.write_demo(args.output_dir, args.seed)
+        args.input, args.dataset = [reviews], "amazon-reviews"
+        return "demo"
+    return re.sub(r"(_5)?(\.(json|jsonl|csv|txt|dat|data|parquet|gz))+$", "", args.input[0].resolve().name)
+
+
+def read_ratings(dataset: str, sources: list[tuple[Path, int]], columns: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Usable lines of all files [(path, given split or -1)] as `readers.collect` gives them, with `file` as its path, and the others: file, line, reason."""
+    known = FORMATS[dataset]
+    rows = collect(partial(known.read, columns=delimited.parse_columns(columns)) if columns else known.read, sources)
+    rows["file"] = np.array([str(path) for path, _ in sources], object)[rows["file"]]
+    reason = reject_unusable(rows, known.lowest, known.highest)
+    rejected = rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])
+    if reason.notna().all():
+        why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rows) else "the file is empty"
+        raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {dataset}?")
+    return rows[reason.isna().to_numpy()].drop(columns="problem"), rejected
+
+
+def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
+    """The first reason why each row cannot be used, or null."""
+    reason = rows["problem"].astype(object).where(rows["problem"].notna(), None)
+
+    def mark(bad: np.ndarray, text: str) -> None:
+        reason[np.asarray(bad) & reason.isna().to_numpy()] = text
+
+    mark(rows[USER].cat.codes < 0, "missing user")
+    mark(rows[ITEM].cat.codes < 0, "missing item")
+    mark(~np.isfinite(rows[RATING].astype(float)), "missing or unparsable rating")
+    mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
+    if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
+        mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
+        mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
+    return reason
+
+
+def read_attributes(dataset: str, metadata: Path | None, ratings: Path, users: set[str], items: set[str]) -> Attributes:
+    """What is known of the kept users and items; empty tables where there is nothing."""
+    known = FORMATS[dataset]
+    if metadata and not known.attributes:
+        raise InputError(f"--metadata {metadata}: --dataset {dataset} has no metadata; leave the flag out")
+    if not metadata and not known.beside:
+        return Attributes()
+    found = known.attributes(metadata or ratings, users, items)
+    if metadata and found.users.empty and found.items.empty:
+        raise InputError(f"--metadata {metadata}: it says nothing about the users and items that are kept; check the path")
+    return found
