@@ -13,7 +13,6 @@ In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=1
 """
 
 import io
-import itertools
 import json
 import math
 import platform
@@ -68,8 +67,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--activation", choices=("relu", "gelu", "silu"), default="relu")
     add("--batch-norm", action="store_true")
     add("--dropout", type=fraction, default=0.0)
-    add("--wide-optimizer", choices=("adagrad", "adam"), default="adagrad")
+    add("--wide-optimizer", choices=("adagrad", "ftrl", "adam"), default="adagrad")
     add("--wide-lr", type=float, default=0.01)
+    add("--wide-l1", type=float, default=0.0, help="ftrl: a weight stays 0 until the gradients of its rows add up to this many likes")
     add("--deep-optimizer", choices=("adam", "adagrad"), default="adam")
     add("--deep-lr", type=float, default=1e-3)
     add("--weight-decay", type=float, default=0.0, help="L2, added to the gradients; of a table, to the rows that a batch touches")
@@ -80,13 +80,17 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
     add("--resume", action="store_true", help="go on from last_wide_deep_model.pt beside the checkpoint")
+    add("--warm-start", metavar="CHECKPOINT", help="begin with what an earlier model learned; it is only replaced by one that validates better")
+    add("--accept-worse", action="store_true", help="with --warm-start: write the best epoch even if the earlier model validates better")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
     for name in ("embedding_dim", "epochs", "patience", "wide_lr", "deep_lr"):
         if not 0 < getattr(args, name) < math.inf:  # NaN too
             parser.error(f"--{name.replace('_', '-')} must be above 0")
-    if min(args.hidden) < 1 or not 0 <= args.weight_decay < math.inf or args.batch_size < 0:
-        parser.error("--hidden takes positive sizes, --weight-decay and --batch-size numbers >= 0")
+    if min(args.hidden) < 1 or not (0 <= args.weight_decay < math.inf and 0 <= args.wide_l1 < math.inf) or args.batch_size < 0:
+        parser.error("--hidden takes positive sizes, --weight-decay, --wide-l1 and --batch-size numbers >= 0")
+    if args.wide_l1 and args.wide_optimizer != "ftrl":
+        parser.error("--wide-l1 needs --wide-optimizer ftrl")
     if args.checkpoint.name in (LAST, HISTORY):
         parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
     args.device = choose_device(args.device)
@@ -118,7 +122,7 @@ class Features:
         """Number of codes of a field or cross, code 0 included."""
         if name in self.vocabularies["crosses"]:
             return self.vocabularies["crosses"][name]["size"]
-        return len(self.tables[name[:4]] if name in ("user_id", "item_id") else self.vocabularies[name])
+        return len(self.values(name))
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
@@ -127,6 +131,13 @@ class Features:
         deep = [codes[name] for name in self.categorical]
         wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in (wide, deep))
         return wide, deep, self.encode_numeric(self.columns, rows)
+
+    def values(self, name: str) -> np.ndarray:
+        """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
+        if name in ("user_id", "item_id"):
+            table = self.tables[name[:4]]
+            return table[name[:4]].where(table["train_count"] > 0, stage1.UNKNOWN).to_numpy()
+        return np.array(self.vocabularies.get(name, range(stage1.RATING_BUCKETS + 1)), object)
 
     def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
         specs = self.vocabularies["numeric"]
@@ -220,28 +231,32 @@ class RowOptimizer(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             for table in group["params"]:
-                gradient, state = table.grad.coalesce(), self.state[table]
+                gradient, state = (table.grad if table.grad.is_sparse else table.grad.to_sparse(1)).coalesce(), self.state[table]
                 if not state:
-                    state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
+                    state.update(self.begin(table, group), step=0)
                 state["step"] += 1
                 rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
                 parts = [whole.index_select(0, rows) for whole in wholes]
-                values = gradient.values()
+                values, weights = gradient.values(), table.index_select(0, rows) if "l1" in group or group["weight_decay"] else None
                 if group["weight_decay"]:
-                    values = values.add(table.index_select(0, rows), alpha=group["weight_decay"])
-                table.index_add_(0, rows, self.change(values, *parts, state["step"], group))
+                    values = values.add(weights, alpha=group["weight_decay"])
+                table.index_add_(0, rows, self.change(values, weights, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
 
 
+    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
+        return {name: torch.full_like(table, start) for name, start in group["statistics"].items()}
+
+
 class RowAdagrad(RowOptimizer):
-    def change(self, gradient: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
+    def change(self, gradient: Tensor, weights: Tensor | None, total: Tensor, step: int, group: dict) -> Tensor:
         """Duchi et al. 2011."""
         return gradient.div(total.addcmul_(gradient, gradient).sqrt().add_(group["eps"])).mul_(-group["lr"])
 
 
 class RowAdam(RowOptimizer):
-    def change(self, gradient: Tensor, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
+    def change(self, gradient: Tensor, weights: Tensor | None, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
         """Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction."""
         beta1, beta2 = group["betas"]
         mean.lerp_(gradient, 1 - beta1)
@@ -250,10 +265,25 @@ class RowAdam(RowOptimizer):
         return mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
 
 
+class RowFTRL(RowOptimizer):
+    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
+        """Weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them."""
+        state = super().begin(table, group)
+        return state | {"shift": -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]}
+
+    def change(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
+        """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the start value of the sum stands for its beta. Without L1 it is Adagrad."""
+        before, after = total.sqrt(), total.addcmul_(gradient, gradient).sqrt()
+        shift.add_(gradient).sub_((after - before) * weights / group["lr"])
+        return F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after - weights
+
+
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
-    """Adagrad for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
+    """Adagrad or FTRL for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
     def optimizer(name: str, lr: float, parameters: list[nn.Parameter], of_rows: bool) -> torch.optim.Optimizer:
         start, settings = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
+        if name == "ftrl":
+            return RowFTRL(parameters, settings | {"l1": args.wide_l1 / args.batch_size, "statistics": {"shift": 0.0, "sum": start}})
         if name == "adagrad" and of_rows:
             return RowAdagrad(parameters, settings | {"eps": 1e-10, "statistics": {"sum": start}})
         if name == "adagrad":
@@ -268,7 +298,7 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
     if model.component != "deep" and model.wide_numeric:
         found.append(optimizer(*wide, [model.linear], False))
     if model.component == "wide":
-        return [*found, optimizer(*wide, [model.bias], False)]
+        return [*found, optimizer(args.wide_optimizer.replace("ftrl", "adagrad"), args.wide_lr, [model.bias], False)]  # the bias is not shrunk
     return [*found, optimizer(*deep, [model.embedding.weight], True), optimizer(*deep, [model.bias, *model.mlp.parameters()], False)]
 
 
@@ -302,7 +332,7 @@ class Training:
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.optimizers = make_optimizers(self.model, args)
-        self.history = []
+        self.history, self.start = [], {}  # start: how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
@@ -310,10 +340,14 @@ class Training:
     def epochs_without_gain(self) -> int:
         return len(self.history) - best_epoch(self.history)["epoch"] if self.history else 0
 
+    def accepted(self) -> bool:
+        """Whether the best epoch may be written: with --warm-start only one that validates better than the earlier model."""
+        return not self.start or self.args.accept_worse or quality(best_epoch(self.history)) > quality(self.start)
+
     def state_dict(self) -> dict:
         cuda = torch.cuda.get_rng_state() if self.args.device == "cuda" else None
         return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
-                "cuda_rng": cuda, "history": self.history}
+                "cuda_rng": cuda, "history": self.history, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -322,7 +356,7 @@ class Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        self.history = state["history"]
+        self.history, self.start = state["history"], state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
@@ -389,6 +423,31 @@ def peak_memory_mb(device: str) -> float:
     return round(peak / 2**20, 1)
 
 
+def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
+    """Begin with what an earlier model learned (Cheng et al. 2016, section 3.3): the vectors and weights of ids and values, the
+    weights of crosses that occur in rows, and the network. What it did not know begins as its unknown id or cross."""
+    path = Path(config["warm_start"])
+    old = load_model(path, "cpu")
+    for name in ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm"):
+        if old.config[name] != config[name]:
+            raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
+    codes, position = stage1.field_codes(rows, features.tables, features.vocabularies), {}
+    for name in codes:  # the old code of every new code, 0 where there is none
+        known = pd.Series(range(old.features.size(name)), old.features.values(name))
+        position[name] = known[~known.index.duplicated()].reindex(features.values(name), fill_value=0).to_numpy()
+    old_codes, state = {name: position[name][values] for name, values in codes.items()}, old.model.state_dict()
+    for part, names in (("wide", features.wide), ("embedding", features.categorical)):
+        tables = [state.get(f"{part}.weight"), model.state_dict().get(f"{part}.weight")]
+        for at, name in enumerate(names if tables[0] is not None else []):
+            ids = np.arange(features.size(name)), position.get(name)
+            if name not in codes:
+                ids = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)
+            new, before = (torch.from_numpy(i.astype(np.int64)) + int(sum(f.size(n) for n in names[:at])) for i, f in zip(ids, (features, old.features)))
+            tables[1][new.to(tables[1].device)] = tables[0][before].to(tables[1].device)
+        state |= {f"{part}.weight": tables[1]} if tables[0] is not None else {}
+    model.load_state_dict(state)
+
+
 class Run:
     """The phases of one command: the model; with --refit once more on all its rows; with --ablations its parts alone."""
 
@@ -446,14 +505,20 @@ class Run:
                 training.load_state_dict(self.resumed["training"])
             except Exception as error:  # whatever a damaged file holds
                 raise InputError(f"--resume: {self.last} does not fit ({type(error).__name__}); start without --resume") from None
+        elif args.warm_start and component == args.component:
+            warm_start(training.model, features, config, self.ds.reviews[parts[0]])
+            training.start = validate(training.model, validation, config)
+            print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
         epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
         while len(training.history) < epochs and (refit or training.epochs_without_gain() < args.patience):
             training.history.append(self.epoch(name, training, train, None if refit else validation, epochs))
             self.histories[name] = training.history
             checkpoint = served | {"state_dict": training.model.state_dict(), **training.history[-1], "history": self.histories[component]}
-            if len(training.history) == epochs if refit else training.epochs_without_gain() == 0:
+            if len(training.history) == epochs if refit else training.epochs_without_gain() == 0 and training.accepted():
                 replace_file(path, partial(save, checkpoint))
             self.save_last(name, checkpoint, training)
+        if not refit and not training.accepted():
+            raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
         self.finished.append(name)  # of the phases before the one in the last checkpoint, whose state says itself how far it is
         print(f"{name}: {describe(training.history[-1] if refit else best_epoch(training.history))} -> {path}")
 
@@ -480,8 +545,12 @@ class Run:
 
 
 def best_epoch(history: list[dict]) -> dict:
-    """By validation AUC; by validation loss for ratings, or where one class is missing."""
-    return max(history, key=lambda record: record.get("validation_auc", -record["validation_loss"]))
+    return max(history, key=quality)
+
+
+def quality(record: dict) -> float:
+    """What early stopping maximises: validation AUC; minus the validation loss for ratings, or where one class is missing."""
+    return record.get("validation_auc", -record["validation_loss"])
 
 
 def describe(record: dict) -> str:
@@ -636,19 +705,28 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
 
     @torch.inference_mode()
-    def recommend(self, user: str, n: int = 10, keep_seen: bool = False) -> pd.DataFrame:
+    def recommend(self, user: str, n: int = 10, keep_seen: bool = False, diversify: float = 0.0) -> pd.DataFrame:
         """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts.
 
-        Items of the user's history are left out unless `keep_seen`; fewer rows come back where the catalogue ends.
+        Items of the user's history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify`
+        the best are chosen one by one, and each chosen item lowers the score of all others of its category by that much.
         An unseen user gets what the model would show to anybody: items that are liked by many.
         """
         code = encode_ids(self.user_index, [user])
         seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]]
         barred = torch.tensor([0] if keep_seen else [0, *seen.tolist()], device=self.device)
         wide = self.wide_part(code)[0]
-        deep = self.deep_part(self.first_of_users(code)[0], wide, barred, n)
-        found = best(wide + deep, barred, n)
+        candidates = 10 * n if diversify else n
+        deep = self.deep_part(self.first_of_users(code)[0], wide, barred, candidates)
+        found = best(wide + deep, barred, candidates)
         ids = found.indices[found.values > -math.inf]
+        if diversify:
+            category, score, chosen = self.category[ids], (wide + deep)[ids], []
+            while len(chosen) < min(n, len(ids)):
+                chosen.append(int(score.argmax()))
+                score[category == category[chosen[-1]]] -= diversify
+                score[chosen[-1]] = -math.inf
+            ids = ids[chosen]
         columns = {name: part[ids].cpu().numpy() for name, part in (("score", wide + deep), ("wide", wide), ("deep", deep))}
         names = {name: self.items[name].iloc[ids.cpu().numpy()].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, **columns})
@@ -678,7 +756,7 @@ class Recommender:
 
     # The catalogue pass. Each feature belongs to the user, the item, the moment, or to a pair (user and item's category).
     # What is the item's and the moment's is done once, here. The first layer of the MLP is linear, so per user one vector
-    # per category completes it; items lie sorted by category, in blocks whose activations stay in the cache.
+    # per category completes it, for blocks of items whose activations stay in the cache.
 
     @torch.inference_mode()
     def prepare_catalogue(self) -> None:
@@ -697,18 +775,14 @@ class Recommender:
         for at, name in enumerate(features.columns[: len(features.wide_numeric)] if self.config["component"] != "deep" else []):
             of, rows = (self.user_wide, user_rows) if USER in owners(name) else (self.item_wide, item_rows)
             of += self.model.linear[at] * torch.from_numpy(features.encode_numeric([name], rows)[:, 0]).to(self.device)
+        self.category = torch.from_numpy(codes["category"]).to(self.device).long()
         self.shortcut = self.later_layers = None
         if self.config["component"] != "wide":
             self.later_layers = self.model.mlp[1:]
             deep = len(features.columns) - len(features.numeric)
             self.user_inputs, item_inputs = ([torch.from_numpy(a).to(self.device) for a in (codes, numeric[:, deep:])]
                                              for _, codes, numeric in map(features.encode, (user_rows, item_rows)))
-            order = np.argsort(codes["category"], kind="stable")
-            self.position = torch.from_numpy(np.argsort(order)).to(self.device)  # where an item lies in that order
-            self.first_item = (self.first_layer(*item_inputs, of_user=False) + self.model.mlp[0].bias)[order]
-            self.block = CATALOGUE_BLOCK if self.device == "cpu" else 128 * CATALOGUE_BLOCK
-            self.category = torch.from_numpy(codes["category"][order]).to(self.device).long()
-            self.runs = {begin: runs_of(codes["category"][order], begin, self.block) for begin in range(0, len(order), self.block)}
+            self.first_item = self.first_layer(*item_inputs, of_user=False) + self.model.mlp[0].bias
             if len(self.items) > 4 * SHORTLIST:
                 self.fit_shortcut()
 
@@ -757,20 +831,17 @@ class Recommender:
         if self.shortcut and top:
             deep = self.after_first_layer(of_user, self.shortcut)
             guess = best(wide + deep, barred, SHORTLIST)
-            at = self.position[guess.indices]
-            deep[guess.indices] = self.later_layers(self.first_item[at] + of_user[self.category[at]]).squeeze(1)
+            at = guess.indices
+            deep[at] = self.later_layers(self.first_item[at] + of_user[self.category[at]]).squeeze(1)
             if best(wide + deep, barred, top).values[-1] >= guess.values[-1] + self.shortcut_error:
                 return deep
         return self.after_first_layer(of_user, self.later_layers) if self.later_layers else torch.zeros_like(wide)
 
     def after_first_layer(self, of_user: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
         """What `layers` make of the first one's output for every item [n_items + 1], a block of items at a time."""
-        logit, buffer, of_category = of_user.new_empty(len(self.items)), of_user.new_empty(self.block, of_user.shape[1]), of_user.unbind()
-        for begin, runs in self.runs.items():
-            for category, start, stop in runs:
-                torch.add(self.first_item[start:stop], of_category[category], out=buffer[start - begin : stop - begin])
-            logit[begin : runs[-1][2]] = layers(buffer[: runs[-1][2] - begin]).squeeze(1)
-        return logit[self.position]
+        size = CATALOGUE_BLOCK if self.device == "cpu" else len(self.items)
+        blocks = zip(self.first_item.split(size), self.category.split(size))
+        return torch.cat([layers(of_user.index_select(0, category).add_(first)).squeeze(1) for first, category in blocks])
 
     def first_of_users(self, user_ids: np.ndarray) -> Tensor:
         """The user's part of the first layer [users, categories, hidden[0]]; what the user did in a category differs among them."""
@@ -788,13 +859,6 @@ class Recommender:
 def best(score: Tensor, barred: Tensor, n: int) -> torch.return_types.topk:
     """The n best of the scores, those of `barred` positions being -inf."""
     return torch.topk(score.index_fill_(0, barred, -math.inf), min(n, len(score)))
-
-
-def runs_of(codes: np.ndarray, begin: int, length: int) -> list[tuple[int, int, int]]:
-    """(code, start, stop) of the runs of equal codes among codes[begin : begin + length]."""
-    block = codes[begin : begin + length]
-    edges = [begin, *(begin + 1 + np.flatnonzero(np.diff(block))).tolist(), begin + len(block)]
-    return [(int(codes[start]), start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:

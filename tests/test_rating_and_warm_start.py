@@ -1,0 +1,198 @@
+"""FTRL against its published rule, a warm start against the tables it came from, and the rating objective against arithmetic."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import amazon_preprocessing as stage1
+import wide_deep_model as stage2
+from readers import InputError
+from tests.conftest import preprocess, random_log, write_metadata
+from tests.test_training import QUICK, load, run
+
+
+def ftrl_of_the_paper(gradients: list[np.ndarray], alpha: float, l1: float, start: float) -> list[np.ndarray]:
+    """McMahan et al. 2013, algorithm 1, coordinate by coordinate, with beta = 0, lambda2 = 0 and n = start in the beginning."""
+    size = len(gradients[0])
+    z, n, weights, found = [0.0] * size, [start] * size, [0.0] * size, []
+    for gradient in gradients:
+        for i, g in enumerate(gradient):
+            if g == 0:
+                continue
+            sigma = (math.sqrt(n[i] + g * g) - math.sqrt(n[i])) / alpha
+            z[i] += g - sigma * weights[i]
+            n[i] += g * g
+            weights[i] = 0.0 if abs(z[i]) <= l1 else -(z[i] - math.copysign(l1, z[i])) / (math.sqrt(n[i]) / alpha)
+        found.append(np.array(weights))
+    return found
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_ftrl_is_the_published_rule(l1, sparse):
+    rng = np.random.default_rng(5)
+    gradients = [np.where(rng.random(8) < 0.6, rng.normal(0, 1, 8), 0.0) for _ in range(40)]
+    table = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.float64))
+    optimizer = stage2.RowFTRL([table], {"lr": 0.2, "l1": l1, "weight_decay": 0.0, "statistics": {"shift": 0.0, "sum": 0.05}})
+    zeros = 0
+    for gradient, expected in zip(gradients, ftrl_of_the_paper(gradients, 0.2, l1, 0.05)):
+        dense = torch.from_numpy(gradient)[:, None]
+        table.grad = dense.to_sparse(1) if sparse else dense
+        optimizer.step()
+        np.testing.assert_allclose(table.detach()[:, 0].numpy(), expected, rtol=1e-9, atol=1e-12)
+        zeros += int((table == 0).sum())
+    assert (zeros > 20) == (l1 > 0)
+
+
+def test_ftrl_without_l1_is_adagrad_also_from_other_weights_than_0():
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(12, 1, generator=generator)
+    tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
+    ftrl = stage2.RowFTRL([tables[0]], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "statistics": {"shift": 0.0, "sum": 0.02}})
+    adagrad = stage2.RowAdagrad([tables[1]], {"lr": 0.1, "eps": 0.0, "weight_decay": 0.0, "statistics": {"sum": 0.02}})
+    for _ in range(30):
+        gradient = torch.randn(12, 1, generator=generator)
+        for table, optimizer in zip(tables, (ftrl, adagrad)):
+            table.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ftrl.begin(tables[0], ftrl.param_groups[0])["shift"], -tables[0] * math.sqrt(0.02) / 0.1)
+
+
+def test_l1_empties_the_wide_part(shops, tmp_path):
+    share = []
+    for l1 in ("0", "0.5", "4"):
+        path = run(tmp_path / l1, shops[1][0], "--wide-optimizer", "ftrl", "--wide-l1", l1, "--epochs", "2", "--component", "wide")
+        share.append(float((load(path)["state_dict"]["wide.weight"] != 0).float().mean()))
+        assert np.isfinite(stage2.load_model(path, "cpu").score_catalogue(np.array([1]))[0, 1:]).all()
+    assert share[0] > share[1] > share[2] > 0
+
+
+# -------------------------------------------------------------------------------------------------------------- warm start
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory):
+    """A log and its continuation, with further users, items and categories: [(data folder, data set)] * 2."""
+    log, found = random_log(2000, 90, 70).sort_values("timestamp", ignore_index=True), []
+    log["user"], log["item"] = log["user"] + 100 * (log.index > 1300) * (log["user"] % 4 == 0), log["item"] + 100 * (log.index > 1300) * (log["item"] % 5 == 0)
+    for rows in (1200, 2000):
+        folder = tmp_path_factory.mktemp(f"rows{rows}")
+        meta = write_metadata(folder / "meta.json", 60 if rows == 1200 else 180)
+        ds = preprocess(folder, log[:rows], "--metadata", str(meta), "--min-core", "1", "--split", "random")
+        found.append((folder / "processed_data", ds))
+    assert len(found[1][1].users) > len(found[0][1].users) and len(found[1][1].items) > len(found[0][1].items)
+    return found
+
+
+@pytest.fixture(scope="module")
+def earlier(shops, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("earlier"), shops[0][0], "--epochs", "3")
+
+
+def test_a_warm_start_keeps_what_was_learned_of_every_old_id_value_and_cross(shops, earlier):
+    _, ds = shops[1]
+    args = stage2.parse_args(["--data-dir", str(shops[1][0]), "--warm-start", str(earlier), *QUICK])
+    config = stage2.Run(args, ds).config | {"component": "wide-deep", "refit": False}
+    features = stage2.make_features(ds, config)
+    training, old = stage2.Training(args, config, features, 0.8), stage2.load_model(earlier, "cpu")
+    train_rows = ds.reviews[ds.reviews["split"] == "train"]
+    stage2.warm_start(training.model, features, config, train_rows)
+    new_table, old_table = training.model.embedding.weight, old.model.embedding.weight
+    kept = added = 0
+    for field, name in enumerate(features.categorical):
+        offsets = [int(m.deep_offsets[field]) for m in (training.model, old.model)]
+        before = {raw: code for code, raw in list(enumerate(old.features.values(name)))[::-1]}
+        for code, raw in enumerate(features.values(name)):
+            found, expected = new_table[offsets[0] + code], old_table[offsets[1] + before.get(raw, 0)]
+            assert torch.equal(found, expected), (name, raw)
+            kept, added = kept + (raw in before), added + (raw not in before)
+    assert kept > 100 and added > 20
+    raws = [{who: f.tables[who][who].to_numpy() for who in ("user", "item")} for f in (features, old.features)]
+    code_of = {who: {raw: code for code, raw in enumerate(raws[1][who])} for who in ("user", "item")}
+    wide, column = features.encode(train_rows)[0], features.wide.index("cross_user_period")
+    spec, checked = old.features.vocabularies["crosses"]["cross_user_period"], 0
+    for row, ids in zip(train_rows.itertuples(), wide):
+        user = code_of["user"].get(raws[0]["user"][row.user_id], 0)
+        period = old.features.values("period").tolist().index(features.values("period")[row.period])
+        old_id = int(stage1.cross_ids(np.array([user if old.users["train_count"][user] else 0]), np.array([period]), spec)[0])
+        new_id = ids[column] + int(training.model.wide_offsets[column])
+        assert training.model.wide.weight[new_id] == old.model.wide.weight[old_id + int(old.model.wide_offsets[column])]
+        checked += old_id > 0
+    assert checked > 300
+    for name in ("bias", "linear", "mlp.0.weight", "mlp.3.bias"):
+        assert torch.equal(training.model.state_dict()[name], old.model.state_dict()[name])
+
+
+def test_a_warm_start_that_only_gets_worse_writes_nothing_unless_told_to(shops, earlier, tmp_path):
+    destroy = ["--warm-start", str(earlier), "--deep-lr", "3", "--wide-lr", "30", "--epochs", "1"]
+    with pytest.raises(InputError, match=r"no epoch validates better than .*best\.pt.*--accept-worse"):
+        run(tmp_path / "no", shops[1][0], *destroy)
+    assert not (tmp_path / "no" / "best.pt").exists()
+    assert stage2.load_model(run(tmp_path / "yes", shops[1][0], *destroy, "--accept-worse"), "cpu").epoch == 1
+
+
+def test_a_warm_start_begins_ahead_of_a_cold_one(shops, earlier, tmp_path, capsys):
+    run(tmp_path / "warm", shops[1][0], "--warm-start", str(earlier), "--epochs", "1", "--accept-worse")
+    assert "starts from" in capsys.readouterr().out
+    run(tmp_path / "cold", shops[1][0], "--epochs", "1")
+    loss = [json.loads((tmp_path / name / "training_history.json").read_text())["epochs"][0]["train_loss"] for name in ("warm", "cold")]
+    assert loss[0] < loss[1]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--embedding-dim", "5"], "embedding_dim of that model is 4, not 5"), (["--wide", "user_id"], "wide of that model"),
+    (["--component", "deep"], "component of that model is wide-deep, not deep"), (["--objective", "rating"], "objective of that model is like"),
+])
+def test_a_warm_start_needs_the_same_model(shops, earlier, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, shops[1][0], "--warm-start", str(earlier), *flags)
+
+
+# ------------------------------------------------------------------------------------------------------ rating objective
+
+
+def test_rating_objective_learns_ratings_and_predicts_inside_their_range(shops, tmp_path):
+    data, ds = shops[1]
+    path = run(tmp_path, data, "--objective", "rating", "--epochs", "8", "--deep-lr", "0.01")
+    model, history = stage2.load_model(path, "cpu"), json.loads((path.parent / "training_history.json").read_text())["epochs"]
+    rows = ds.reviews[ds.reviews["split"] == "validation"]
+    score = np.clip(model.score_rows(rows).astype(float), 1, 5)
+    rmse = math.sqrt(np.mean((score - rows["rating"]) ** 2))
+    best = min(history, key=lambda h: h["validation_rmse"])
+    assert rmse == pytest.approx(best["validation_rmse"], abs=1e-5) and model.epoch == best["epoch"]
+    mean = ds.reviews.loc[ds.reviews["split"] == "train", "rating"].mean()
+    assert rmse < 0.9 * math.sqrt(np.mean((mean - rows["rating"]) ** 2))
+    users, items = ds.users["user"].to_numpy()[rows["user_id"]], ds.items["item"].to_numpy()[rows["item_id"]]
+    predicted = model.predict([*users, "nobody"], [*items, "nothing"])
+    assert predicted.min() >= 1 and predicted.max() <= 5 and len(np.unique(predicted)) > 50
+    assert abs(predicted[-1] - mean) < 0.5
+
+
+def test_diversify_spreads_a_list_over_categories_and_keeps_what_is_best(shops, tmp_path):
+    data, ds = shops[1]
+    model = stage2.load_model(run(tmp_path, data, "--epochs", "2"), "cpu")
+    category = dict(zip(ds.items["item"], ds.items["category"]))
+    user = ds.users["user"][5]
+    plain, spread, little = (model.recommend(user, 12, diversify=d) for d in (0.0, 50.0, 1e-9))
+    counts = [pd.Series([category[item] for item in frame["item"]]).value_counts() for frame in (plain, spread)]
+    assert len(counts[1]) > len(counts[0]) or counts[1].max() < counts[0].max() or counts[0].max() <= math.ceil(12 / len(counts[0]))
+    assert plain["item"].iloc[0] == spread["item"].iloc[0] and little["item"].tolist() == plain["item"].tolist()
+    everything = model.recommend(user, len(ds.items))
+    score, left, chosen = dict(zip(everything["item"], everything["score"])), [], []
+    for _ in range(12):  # brute force: the best of what remains after the fines
+        left = {item: s - 50 * sum(category[c] == category[item] for c in chosen) for item, s in score.items() if item not in chosen}
+        chosen.append(max(left, key=left.get))
+    assert spread["item"].tolist() == chosen and len(spread) == 12
+
+
+def test_rating_flags_that_contradict_each_other(tmp_path):
+    with pytest.raises(InputError, match="--wide-l1 needs --wide-optimizer ftrl"):
+        stage2.parse_args(["--wide-l1", "1"])
+    with pytest.raises(InputError, match=r"absent\.pt is missing"):
+        stage2.load_model(Path(tmp_path / "absent.pt"))
