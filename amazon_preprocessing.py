@@ -471,7 +471,7 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
             parts.append(numbers[name].astype(np.float32))
             numeric.append(name)
         elif values.map(lambda value: isinstance(value, (list, np.ndarray))).any():
-            hot = pd.get_dummies(values.explode()).groupby(level=0).max()
+            hot = pd.get_dummies(values.explode()).groupby(level=0).max().loc[:, lambda hot, trained=trained: hot[trained].any()]
             hot = hot[sorted(hot[trained].sum().nlargest(MULTI_HOT).index)].assign(**{UNKNOWN: values.isna()}).add_prefix(f"{name}=").astype(np.int8)
             parts.append(hot)
             vocabularies["groups"][name] = [*hot]

@@ -20,6 +20,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from implicit.als import AlternatingLeastSquares
-from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, ItemItemRecommender
 from implicit.utils import ParameterWarning
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
@@ -39,9 +40,10 @@ from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank
 from wide_deep_model import ablation_path, auc, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
-BASELINES = ("popularity", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
+BASELINES = ("popularity", "global_mean", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
 DAMPING_GRID = [(user, item) for user in (1, 4, 16, 64) for item in (1, 4, 16, 64)]  # mean_bias: rows at the mean added to each user, item
 KNN_GRID = [("cosine", 50), ("cosine", 200), ("bm25", 50), ("bm25", 200)]  # similarity, neighbours kept per item
+RATING_KNN_GRID = [(n, damping, prior) for n in (20, 60) for damping in (3, 10, 30) for prior in (0.1, 0.5, 2)]  # of the norm, of the weighted mean
 ALS_GRID = [(3, 10), (10, 30), (10, 100), (40, 100)]  # confidence of a like, L2 regularisation
 ALS_FACTORS, ALS_TRIAL_STEPS, ALS_STEPS = 64, 4, 12  # trial steps while choosing; the chosen point gets all steps
 CHOICE_USERS = 500  # validation users on whom item_knn and als choose by catalogue NDCG@10
@@ -51,7 +53,6 @@ DIVERSITY_WORK = 2e8  # products of co-rating counts that intra-list diversity m
 DENSE_ITEMS = 8_000  # similarities of as many items are looked up in a dense table, twenty times faster and at most 256 MB
 HEAD_SHARE = 0.8  # head items: the fewest that together hold this share of the training rows
 LATENCY_CALLS, CALIBRATION_BINS = 100, 15
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -94,9 +95,7 @@ def curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray | float = 1.0
 
 def areas(above: np.ndarray) -> np.ndarray:
     """[2, ...] area under ROC and average precision of curves [2, thresholds, ...]; NaN where a class is missing.
-
-    AUC = P(a like scores above a dislike), ties half (Mann-Whitney U); average precision = sum of recall gained x precision.
-    """
+    AUC = P(a like scores above a dislike), ties half (Mann-Whitney U); average precision = sum of recall gained x precision."""
     both = (above[:, -1] > 0).all(axis=0)
     likes, dislikes = above = np.where(both, above, np.nan)
     new_likes, new_dislikes = np.diff(above, axis=1, prepend=0)
@@ -107,13 +106,9 @@ def areas(above: np.ndarray) -> np.ndarray:
 
 def user_auc(user: np.ndarray, label: np.ndarray, score: np.ndarray, n_users: int) -> tuple[np.ndarray, np.ndarray]:
     """([users] AUC among the user's own rows, NaN if it has one class only; [users] rows). user: [rows] in 0..n_users-1."""
-    place = places(score)
-    group, inside = np.unique(user * np.int64(len(place)) + place, return_inverse=True)  # equal scores of a user are one group
-    owner = group // len(place)
-    liked, disliked = (np.bincount(inside, weights=label == wanted) for wanted in (1, 0))
-    likes, dislikes = (np.bincount(owner, weights=part, minlength=n_users) for part in (liked, disliked))
-    above = np.cumsum(liked) - liked / 2 - (np.cumsum(likes) - likes)[owner]  # own likes scored above, ties half
-    won, pairs = np.bincount(owner, weights=disliked * above, minlength=n_users), likes * dislikes
+    rank = pd.Series(score).groupby(user).rank(na_option="top").to_numpy()  # equal scores share their mean rank, NaN is below -inf
+    likes, dislikes = (np.bincount(user, weights=label == wanted, minlength=n_users) for wanted in (1, 0))
+    won, pairs = np.bincount(user, weights=rank * (label == 1), minlength=n_users) - likes * (likes + 1) / 2, likes * dislikes  # Mann-Whitney U
     return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan), likes + dislikes
 
 
@@ -145,10 +140,8 @@ def ece(label: np.ndarray, probability: np.ndarray) -> float:
 # ---------------------------------------------------------------------------------------------------- metrics of lists
 def top_k_lists(scores: np.ndarray, relevant: np.ndarray, k: int, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The k best columns of each row, ties broken against the model, and which of them are relevant.
-
     scores [users, items]; relevant, exclude: bool of that shape. Among equal scores irrelevant items come first, then lower codes;
-    NaN comes last, below -inf. Returns lists [users, k] of columns, -1 where candidates run out, and hits [users, k] bool.
-    """
+    NaN comes last, below -inf. Returns lists [users, k] of columns, -1 where candidates run out, and hits [users, k] bool."""
     key = np.negative(scores, dtype=np.result_type(scores, np.float32))
     np.copyto(key, np.nan, where=exclude)  # partition puts NaN last
     last = min(k, scores.shape[1]) - 1
@@ -161,9 +154,7 @@ def top_k_lists(scores: np.ndarray, relevant: np.ndarray, k: int, exclude: np.nd
     tied[many] &= ~irrelevant | (np.cumsum(irrelevant, axis=1, dtype=np.int32) <= k)
     row, column = np.nonzero(better | tied)
     hit = relevant[row, column]
-    order = np.lexsort((column, hit, key[row, column], row))
-    row, column, hit = row[order], column[order], hit[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    rank = rank_within(row, (column, hit, key[row, column]))
     lists, hits = np.full((len(scores), k), -1), np.zeros((len(scores), k), bool)
     keep = rank < k
     lists[row[keep], rank[keep]], hits[row[keep], rank[keep]] = column[keep], hit[keep]
@@ -180,11 +171,9 @@ def own_row_lists(user: np.ndarray, item: np.ndarray, label: np.ndarray, score: 
 
 def list_metrics(hits: np.ndarray, n_relevant: np.ndarray) -> dict[str, np.ndarray]:
     """hits [users, K] bool, n_relevant [users] -> {metric: [users]}, 0 for users without relevant items (to be left out of averages).
-
     precision: hits / K, also where a list is shorter; recall: hits / relevant; hit_rate: any hit; ndcg: sum of 1 / log2(rank + 1)
     over hits, divided by that of min(K, relevant) hits on top (Jarvelin and Kekalainen 2002); map: sum of the precision at each
-    hit's rank / min(K, relevant); mrr: 1 / rank of the first hit.
-    """
+    hit's rank / min(K, relevant); mrr: 1 / rank of the first hit."""
     rank = np.arange(1, hits.shape[1] + 1)
     discount, possible = 1 / np.log2(rank + 1), np.clip(n_relevant, 1, len(rank))
     return {"precision": hits.mean(axis=1), "recall": hits.sum(axis=1) / np.maximum(n_relevant, 1), "hit_rate": hits.max(axis=1) * 1.0,
@@ -210,28 +199,24 @@ def novelty_at_k(lists: np.ndarray, information: np.ndarray) -> np.ndarray:
 
 def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
     """[lists, K] intra-list diversity of the first 1, 2, ... K items: 1 - mean cosine of the sets of raters of each pair.
-
     Defined alike for every model and data set, with or without categories. Items never rated have cosine 0; a list of one item
-    has no pair and gives NaN. raters: [users, items + 1], 1.0 where the user has a training row.
-    """
+    has no pair and gives NaN. raters: [users, items + 1], 1.0 where the user has a training row."""
     distinct, inside = np.unique(lists, return_inverse=True)
-    column = raters[:, np.maximum(distinct, 0)]
+    column = raters[:, np.maximum(distinct, 0)]  # the unknown item, which nobody rated, where lists are padded
     column.data = column.data / np.sqrt(np.bincount(column.indices, minlength=len(distinct)))[column.indices]
-    cosine, inside = csr_matrix(column.T @ column), inside.reshape(lists.shape)
-    cosine.sort_indices()
+    cosine, inside = csr_matrix(column.T @ column).sorted_indices(), inside.reshape(lists.shape)
     cosine = cosine.toarray() if len(distinct) <= DENSE_ITEMS else cosine
-    total, pairs = np.zeros((2, *lists.shape))
-    for later in range(1, lists.shape[1]):
-        row = np.flatnonzero(lists[:, later] >= 0)  # lists are padded at their end
-        total[row, later] = sum(np.asarray(cosine[inside[row, earlier], inside[row, later]]).ravel() for earlier in range(later))
-        pairs[row, later] = later
-    total, pairs = np.cumsum(total, axis=1), np.cumsum(pairs, axis=1)
-    return np.where(pairs > 0, 1 - total / np.maximum(pairs, 1), np.nan)
+    new = np.zeros(lists.shape)  # sum of an item's cosines with the items before it
+    for earlier, later in combinations(range(lists.shape[1]), 2):
+        new[:, later] += np.asarray(cosine[inside[:, earlier], inside[:, later]]).ravel()
+    listed = np.cumsum(lists >= 0, axis=1)
+    pairs = listed * (listed - 1) / 2
+    return np.where(pairs > 0, 1 - np.cumsum(new, axis=1) / np.maximum(pairs, 1), np.nan)
 
 
-def interactions(rows: pd.DataFrame, shape: tuple[int, int]) -> csr_matrix:
-    """[users + 1, items + 1] float32, 1 where there is a row (a pair has one row at most)."""
-    return csr_matrix((np.ones(len(rows), np.float32), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
+def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray | float = 1.0) -> csr_matrix:
+    """[users + 1, items + 1] float32, the value where there is a row (a pair has one row at most)."""
+    return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
 class Catalogue:
@@ -254,20 +239,19 @@ class Catalogue:
         return lists, hits
 
 
-class UserMeans:
-    """Metrics that are weighted means over users: sum(weight x value) / sum(weight), as they are or under resampling."""
+def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndarray | slice = slice(None)) -> Callable[[np.ndarray], dict]:
+    """Metrics that are weighted means over users, sum(weight x value) / sum(weight), as they are or under resampling:
+    counts [replicates, test users], how often each is taken -> {metric: [replicates]}, NaN where nobody counts.
+    values: {metric: [n]}; weight: [n], 0 = left out; users: the positions of these n among the test users."""
+    weight = np.asarray(weight, float)
+    weighted = np.where(weight[:, None] > 0, np.stack(list(values.values()), axis=1), 0) * weight[:, None]
 
-    def __init__(self, values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndarray | slice = slice(None)) -> None:
-        """values: {metric: [n]}; weight: [n], 0 = left out; users: the positions of these n among the test users."""
-        self.names, self.users, self.weight = list(values), users, np.asarray(weight, float)
-        self.weighted = np.where(self.weight[:, None] > 0, np.stack(list(values.values()), axis=1), 0) * self.weight[:, None]
+    def under(counts: np.ndarray) -> dict[str, np.ndarray]:
+        total, taken = (counts[:, users] @ part.astype(counts.dtype) for part in (weighted, weight))
+        mean = np.where(taken > 0, total.T / np.maximum(taken, 1e-9), np.nan)
+        return {name: np.sqrt(m) if name.endswith("rmse") else m for name, m in zip(values, mean)}
 
-    def under(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """{metric: [replicates]} where test user u is taken counts[replicate, u] times; NaN where nobody counts."""
-        drawn = counts[:, self.users]
-        total, weight = (drawn @ part.astype(counts.dtype) for part in (self.weighted, self.weight))
-        mean = np.where(weight > 0, total.T / np.maximum(weight, 1e-9), np.nan)
-        return {name: np.sqrt(m) if name.endswith("rmse") else m for name, m in zip(self.names, mean)}
+    return under
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines
@@ -279,10 +263,10 @@ class Scorer:
     knobs: dict = field(default_factory=dict)
 
 
-def popularity(rows: pd.DataFrame, shape: tuple[int, int]) -> Scorer:
+def popularity(likes: csr_matrix) -> Scorer:
     """Number of likes among the training rows."""
-    likes = np.bincount(rows["item_id"].to_numpy()[rows["label"].to_numpy() == 1], minlength=shape[1]).astype(np.float32)
-    return Scorer("order", lambda frame: likes[frame["item_id"].to_numpy()], lambda users: np.tile(likes, (len(users), 1)))
+    count = np.bincount(likes.indices, minlength=likes.shape[1]).astype(np.float32)
+    return Scorer("order", lambda frame: count[frame["item_id"].to_numpy()], lambda users: np.tile(count, (len(users), 1)))
 
 
 def mean_bias(rows: pd.DataFrame, shape: tuple[int, int], damping: tuple[float, float]) -> Scorer:
@@ -297,19 +281,43 @@ def mean_bias(rows: pd.DataFrame, shape: tuple[int, int], damping: tuple[float, 
                   lambda users: (mean + of_user[users, None] + of_item).astype(np.float32), {"damping": list(damping)})
 
 
-def item_knn(likes: csr_matrix, knobs: tuple[str, int]) -> Scorer:
-    """Sum of an item's similarities to the items that the user liked (Sarwar et al. 2001)."""
-    model = {"cosine": CosineRecommender, "bm25": BM25Recommender}[knobs[0]](K=knobs[1] + 1)  # + 1: an item finds itself
-    model.fit(likes, show_progress=False)
+def similarities(model: ItemItemRecommender, history: csr_matrix) -> csr_matrix:
+    """[items + 1, items + 1] each item's similarities to its neighbours, without itself."""
+    model.fit(history, show_progress=False)
     similarity = csr_matrix(model.similarity, dtype=np.float32)
-    similarity.data[similarity.indices == np.repeat(np.arange(likes.shape[1]), np.diff(similarity.indptr))] = 0
+    similarity.data[similarity.indices == np.repeat(np.arange(history.shape[1]), np.diff(similarity.indptr))] = 0
+    return similarity
+
+
+def history_sums(history: csr_matrix, similarity: csr_matrix, knobs: dict) -> Scorer:
+    """Sum over the user's history of value x similarity to the item."""
     to_item = csr_matrix(similarity.T)
+
     def score_rows(frame: pd.DataFrame) -> np.ndarray:
         blocks = (frame[["user_id", "item_id"]].to_numpy()[begin:begin + 20_000].T for begin in range(0, len(frame), 20_000))
-        return np.concatenate([np.asarray(likes[user].multiply(to_item[item]).sum(axis=1), np.float32).ravel() for user, item in blocks])
+        return np.concatenate([np.asarray(history[user].multiply(to_item[item]).sum(axis=1), np.float32).ravel() for user, item in blocks])
 
-    return Scorer("order", score_rows, lambda users: (likes[users] @ similarity).toarray(),
-                  {"similarity": knobs[0], "neighbours": knobs[1]})
+    return Scorer("order", score_rows, lambda users: (history[users] @ similarity).toarray(), knobs)
+
+
+def item_knn(likes: csr_matrix, knobs: tuple[str, int]) -> Scorer:
+    """Sum of an item's similarities to the items that the user liked (Sarwar et al. 2001)."""
+    model = {"cosine": CosineRecommender, "bm25": BM25Recommender}[knobs[0]](K=knobs[1] + 1)  # + 1: it finds itself
+    return history_sums(likes, similarities(model, likes), {"similarity": knobs[0], "neighbours": knobs[1]})
+
+
+def rating_knn(rows: pd.DataFrame, shape: tuple[int, int], base: Scorer, knobs: tuple[int, float, float]) -> Scorer:
+    """`base` plus the mean of the user's deviations from it on the item's neighbours, weighted by cosines of deviations (Koren 2010,
+    section 2.2). A cosine's norms and the mean are damped, so that few common users or neighbours count little."""
+    neighbours, damping, prior = knobs
+    rated, deviation = interactions(rows, shape), interactions(rows, shape, rows["rating"] - base.score_rows(rows))
+    norm, scaled = np.sqrt(np.asarray(deviation.power(2).sum(axis=0)).ravel() + damping), deviation.astype(np.float64)
+    scaled.data /= norm[scaled.indices]
+    similarity = similarities(ItemItemRecommender(K=neighbours + 1), scaled).maximum(0)
+    total, weight = (history_sums(history, similarity, {}) for history in (deviation, rated))
+    return Scorer("rating", lambda frame: base.score_rows(frame) + total.score_rows(frame) / (weight.score_rows(frame) + prior),
+                  lambda users: base.score_catalogue(users) + total.score_catalogue(users) / (weight.score_catalogue(users) + prior),
+                  {"neighbours": neighbours, "damping": damping, "prior": prior})
 
 
 def als(likes: csr_matrix, knobs: tuple[float, float], seed: int, steps: int) -> Scorer:
@@ -322,34 +330,41 @@ def als(likes: csr_matrix, knobs: tuple[float, float], seed: int, steps: int) ->
                   lambda users: user[users] @ item.T, settings)
 
 
-def fit_baselines(names: list[str], ds: Dataset, model, rng: np.random.Generator) -> dict[str, Scorer]:
-    """Fit on training rows and choose on validation rows; if the model was refitted on both, refit the choice on both as well."""
-    shape, split = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy()
+def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.random.Generator) -> dict[str, Scorer]:
+    """Fit on training rows and choose on validation rows; if the model was refitted on both, refit the choice on both as well.
+    relevant: "rated" counts every rating as a like, as the catalogue protocol does then."""
+    shape, split, of_ratings = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy(), model.config["objective"] == "rating"
     rows = ds.reviews[["user_id", "item_id", "rating", "label"]]
     train, validation = rows[split == "train"], rows[split == "validation"]
     final = rows[split != "test"] if model.config.get("refit") else train
-    likes, new_likes, final_likes = (interactions(part[part["label"].to_numpy() == 1], shape) for part in (train, validation, final))
-    task = Catalogue(new_likes, interactions(train, shape), CHOICE_USERS, rng)
-    seed = int(rng.integers(2**31))
+    liked = [part[(part["label"].to_numpy() == 1) | (relevant == "rated")] for part in (train, validation, final)]
+    likes, new_likes, final_likes = (interactions(part, shape) for part in liked)
+    task, seed = Catalogue(new_likes, interactions(train, shape), CHOICE_USERS, rng), int(rng.integers(2**31))
 
-    def ndcg(scorer: Scorer) -> float:
-        return float(list_metrics(task.rank(scorer.score_catalogue, 10)[1], task.n_relevant)["ndcg"].mean()) if len(task.users) else 0.0
-
-    def row_quality(scorer: Scorer) -> float:
-        if model.config["objective"] == "rating" or validation["label"].nunique() < 2:
+    def quality(scorer: Scorer) -> float:
+        if scorer.kind == "order":
+            return float(list_metrics(task.rank(scorer.score_catalogue, 10)[1], task.n_relevant)["ndcg"].mean()) if len(task.users) else 0.0
+        if of_ratings or validation["label"].nunique() < 2:
             return -float(np.sum((scorer.score_rows(validation) - validation["rating"].to_numpy()) ** 2))
         return auc(validation["label"].to_numpy(), scorer.score_rows(validation))
 
-    def best(grid: list[tuple], make: Callable[[tuple], Scorer], quality: Callable[[Scorer], float]) -> tuple:  # the first of equals
+    def best(grid: list[tuple], make: Callable[[tuple], Scorer]) -> tuple:  # the first of equals
         return grid[int(np.argmax([quality(make(knobs)) for knobs in grid]))]
 
-    fit = {"popularity": lambda: popularity(final, shape),
-           "mean_bias": lambda: mean_bias(final, shape, best(DAMPING_GRID, lambda knobs: mean_bias(train, shape, knobs), row_quality)),
-           "item_knn": lambda: item_knn(final_likes, best(KNN_GRID, lambda knobs: item_knn(likes, knobs), ndcg)),
-           "als": lambda: als(final_likes, best(ALS_GRID, lambda knobs: als(likes, knobs, seed, ALS_TRIAL_STEPS), ndcg), seed, ALS_STEPS)}
+    damping = best(DAMPING_GRID, lambda knobs: mean_bias(train, shape, knobs))
+    trial, bias = (mean_bias(part, shape, damping) for part in (train, final))
+    mean = float(final["rating"].mean())
+    fit = {"popularity": lambda: popularity(final_likes),
+           "global_mean": lambda: Scorer("rating", lambda frame: np.full(len(frame), mean), lambda users: np.full((len(users), shape[1]), mean, np.float32)),
+           "mean_bias": lambda: bias,
+           "item_knn": lambda: item_knn(final_likes, best(KNN_GRID, lambda knobs: item_knn(likes, knobs))),
+           "als": lambda: als(final_likes, best(ALS_GRID, lambda knobs: als(likes, knobs, seed, ALS_TRIAL_STEPS)), seed, ALS_STEPS)}
+    if of_ratings:
+        fit["item_knn"] = lambda: rating_knn(final, shape, bias, best(RATING_KNN_GRID, lambda knobs: rating_knn(train, shape, trial, knobs)))
+    names = [name for name in fit if name in names and (of_ratings or name != "global_mean")]  # which orders nothing
     with threadpool_limits(1, "blas"), warnings.catch_warnings():  # implicit runs threads of its own; those of BLAS would collide with them
         warnings.simplefilter("ignore", ParameterWarning)  # it remarks on its own conversions
-        return {name: fit[name]() for name in tqdm([n for n in fit if n in names], desc="baselines", disable=None, leave=False)}
+        return {name: fit[name]() for name in tqdm(names, desc="baselines", disable=None, leave=False)}
 
 
 # ---------------------------------------------------------------------------------------------------- the four protocols
@@ -360,34 +375,36 @@ class TestRows:
         self.n_users, self.rating_range = len(self.users), rating_range
         self.n_liked = np.bincount(self.user, weights=self.label).astype(int)
 
+    def error(self, score: np.ndarray, part: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Predicted minus true rating, the prediction clipped to the range of the training ratings."""
+        return np.clip(np.asarray(score, float), *self.rating_range) - self.rating[part]
+
 
 @dataclass
 class Result:
     """What one model's scores gave. Metrics are named "protocol.metric"."""
-
     kind: str
     score: np.ndarray  # [test rows]
     lists: np.ndarray  # [ranked users, K] item codes
     hits: np.ndarray
-    means: list[UserMeans] = field(default_factory=list)
+    means: list[Callable[[np.ndarray], dict]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 def ratings_protocol(result: Result, rows: TestRows) -> None:
     score = np.asarray(result.score, float)
     value, count = user_auc(rows.user, rows.label, score, rows.n_users)
-    result.means.append(UserMeans({"ratings.gauc": value}, np.where(np.isnan(value), 0, count)))
+    result.means.append(user_means({"ratings.gauc": value}, np.where(np.isnan(value), 0, count)))
     result.metrics |= dict(zip(("ratings.auc", "ratings.pr_auc"), areas(curve(rows.label, score)).tolist()))
     result.metrics |= {"ratings.gauc_users": int(np.isfinite(value).sum()), "ratings.gauc_users_left_out": int(np.isnan(value).sum())}
-    losses = {}
-    if result.kind == "logit" and np.isfinite(score).all():
+    if result.kind == "order" or not np.isfinite(score).all():
+        return
+    if result.kind == "logit":
         losses = {"logloss": log_losses(rows.label, score)}
         result.metrics["ratings.ece"] = ece(rows.label, expit(score))
-    if result.kind == "rating" and np.isfinite(score).all():
-        error = np.clip(score, *rows.rating_range) - rows.rating
-        losses = {"rmse": error**2, "mae": np.abs(error)}
-    if losses:
-        result.means.append(UserMeans({f"ratings.{name}": np.bincount(rows.user, weights=v) / count for name, v in losses.items()}, count))
+    else:
+        losses = {"rmse": rows.error(score) ** 2, "mae": np.abs(rows.error(score))}
+    result.means.append(user_means({f"ratings.{name}": np.bincount(rows.user, weights=loss) / count for name, loss in losses.items()}, count))
 
 
 def list_means(protocol: str, hits: np.ndarray, n_relevant: np.ndarray, ks: list[int]) -> dict[str, np.ndarray]:
@@ -398,7 +415,7 @@ def list_protocols(result: Result, rows: TestRows, ks: list[int]) -> None:
     """held_out and global_list."""
     lists = own_row_lists(rows.user, rows.item, rows.label, result.score, ks[-1], rows.n_users)
     hits, items = (rows.label[lists] == 1) & (lists >= 0), np.where(lists >= 0, rows.item[lists], -1)
-    result.means.append(UserMeans(list_means("held_out", hits, rows.n_liked, ks), rows.n_liked > 0))
+    result.means.append(user_means(list_means("held_out", hits, rows.n_liked, ks), rows.n_liked > 0))
     result.metrics |= {f"held_out.coverage@{k}": coverage_at_k(items[:, :k], len(np.unique(rows.item))) for k in ks}
     best = own_row_lists(np.zeros(len(rows.item), int), rows.item, rows.label, result.score, ks[-1], 1)
     values = list_means("global_list", (rows.label[best] == 1) & (best >= 0), rows.n_liked.sum(keepdims=True), ks)
@@ -406,9 +423,8 @@ def list_protocols(result: Result, rows: TestRows, ks: list[int]) -> None:
         result.metrics |= {name: float(v[0]) for name, v in values.items() if "hit_rate" not in name and "mrr" not in name}
 
 
-def catalogue_protocol(results: dict[str, Result], catalogue: Catalogue, rows: TestRows, train: csr_matrix, ks: list[int],
-                       rng: np.random.Generator) -> None:
-    """All models at once: diversity needs one table of similarities. train: [users + 1, items + 1] the training rows."""
+def catalogue_protocol(results: dict, catalogue: Catalogue, rows: TestRows, train: csr_matrix, ks: list[int], rng: np.random.Generator) -> None:
+    """All models, {name: Result}, at once: diversity needs one table of similarities. train: [users + 1, items + 1] the training rows."""
     history = np.diff(train.indptr)
     share = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1) / np.count_nonzero(history)  # never rated: as if once
     order = rng.permutation(len(history))  # beyond the budget the similarity is that of a random sample of users
@@ -420,32 +436,26 @@ def catalogue_protocol(results: dict[str, Result], catalogue: Catalogue, rows: T
             lists, n_items = result.lists[:, :k], train.shape[1] - 1
             values |= {f"catalogue.novelty@{k}": novelty_at_k(lists, -np.log2(share)), f"catalogue.diversity@{k}": of_lists[:, k - 1]}
             result.metrics |= {f"catalogue.coverage@{k}": coverage_at_k(lists, n_items), f"catalogue.gini@{k}": gini_at_k(lists, n_items)}
-        result.means.append(UserMeans(values, np.ones(len(catalogue.users)), np.searchsorted(rows.users, catalogue.users)))
+        result.means.append(user_means(values, np.ones(len(catalogue.users)), np.searchsorted(rows.users, catalogue.users)))
 
 
 # ------------------------------------------------------------------------------------------ intervals, slices, latency
-def thresholds(rows: TestRows, score: np.ndarray) -> list[csr_matrix]:
-    """Likes and dislikes as [thresholds, users], by falling score, so that a replicate's curve is one product with its user counts."""
-    place = places(score)
-    above = np.cumsum(np.bincount(place))
-    group = place if len(above) <= BOOTSTRAP_THRESHOLDS else (above[place] - 1) * BOOTSTRAP_THRESHOLDS // len(place)
-    shape, liked = (group.max() + 1, rows.n_users), rows.label == 1
-    return [csr_matrix((np.ones(part.sum(), np.float32), (group[part], rows.user[part])), shape=shape) for part in (liked, ~liked)]
-
-
 def bootstrap(results: dict[str, Result], rows: TestRows, replicates: int, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
-    """{model: {metric: [replicates]}}: users are drawn with replacement, every model sees the same draws, so differences are paired."""
-    block, n, drawn = int(np.clip(1e7 / rows.n_users, 1, 100)), rows.n_users, {name: {} for name in results}
-    classes = {name: thresholds(rows, result.score) for name, result in results.items()}
+    """{model: {metric: [replicates]}}: users are drawn with replacement, every model sees the same draws, so differences are paired.
+    Likes and dislikes lie as [thresholds, users], by falling score, so that the curves of a block are one product with its user counts."""
+    block, n, drawn, classes = int(np.clip(1e7 / rows.n_users, 1, 100)), rows.n_users, {name: {} for name in results}, {}
+    for name, place in ((name, places(result.score)) for name, result in results.items()):
+        above = np.cumsum(np.bincount(place))
+        group = place if len(above) <= BOOTSTRAP_THRESHOLDS else (above[place] - 1) * BOOTSTRAP_THRESHOLDS // len(place)
+        classes[name] = [csr_matrix(((rows.label == wanted).astype(np.float32), (group, rows.user))) for wanted in (1, 0)]
     for begin in tqdm(range(0, replicates, block), desc="bootstrap", disable=None, leave=False):
-        size = min(block, replicates - begin)
-        counts = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float32)
+        counts = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(min(block, replicates - begin))]).astype(np.float32)
         by_user = np.ascontiguousarray(counts.T)
         for name, result in results.items():
             above = np.cumsum([part @ by_user for part in classes[name]], axis=1, dtype=float)
             values = dict(zip(("ratings.auc", "ratings.pr_auc"), areas(above)))
             for means in result.means:
-                values |= means.under(counts)
+                values |= means(counts)
             for metric, value in values.items():
                 drawn[name].setdefault(metric, []).append(value)
     return {name: {metric: np.concatenate(parts) for metric, parts in metrics.items()} for name, metrics in drawn.items()}
@@ -473,15 +483,23 @@ def slice_metrics(result: Result, rows: TestRows, user_count: np.ndarray, item_c
     order = np.argsort(-item_count, kind="stable")
     in_head = np.isin(rows.item, order[:np.searchsorted(np.cumsum(item_count[order]), HEAD_SHARE * item_count.sum()) + 1])
     known_user, known_item, out = user_count[rows.users[rows.user]] > 0, item_count[rows.item] > 0, {}
-    for name, part in {"cold_user": ~known_user, "warm_user": known_user, "cold_item": ~known_item, "head_items": in_head & known_item,
-                       "tail_items": ~in_head & known_item}.items():
+    items = {"cold_item": ~known_item, "head_items": in_head & known_item, "tail_items": ~in_head & known_item}
+    for name, part in ({"cold_user": ~known_user, "warm_user": known_user} | items).items():
         user, label, score = rows.user[part], rows.label[part], result.score[part]
         out[name] = {"rows": len(label), "users": len(np.unique(user)), "items": len(np.unique(rows.item[part]))}
         if len(label):
             values = {"positive_rate": float(label.mean()), "auc": auc(label, score), "gauc": gauc(user, label, score, rows.n_users)}
             values |= {"logloss": float(log_losses(label, score).mean())} if "ratings.logloss" in result.metrics else {}
+            values |= {"rmse": float(np.sqrt(np.mean(rows.error(score, part) ** 2)))} if "ratings.rmse" in result.metrics else {}
             out[name] |= {metric: value for metric, value in values.items() if np.isfinite(value)}
     return out
+
+
+def errors_by_rating(result: Result, rows: TestRows) -> dict[str, dict]:
+    """{true rating: rows, rmse, mean error of wide_deep}; models of ratings shrink towards the mean, which shows at both ends."""
+    error = rows.error(result.score)
+    table = pd.DataFrame({"rows": 1, "rmse": error**2, "bias": error}).groupby(rows.rating).agg({"rows": "size", "rmse": "mean", "bias": "mean"})
+    return table.assign(rmse=np.sqrt(table["rmse"])).rename(index="{:g}".format).to_dict("index")
 
 
 def measure_latency(model, ds: Dataset, rng: np.random.Generator) -> dict[str, float]:
@@ -490,8 +508,8 @@ def measure_latency(model, ds: Dataset, rng: np.random.Generator) -> dict[str, f
     for user in ds.users["user"].to_numpy()[rng.choice(known, LATENCY_CALLS + 5)]:
         model.recommend(user, n=10)
         clock.append(time.perf_counter())
-    percentiles = zip(("p50", "p95", "p99"), np.percentile(1000 * np.diff(clock)[5:], [50, 95, 99]).tolist())
-    return dict(percentiles, catalogue_items=len(ds.items) - 1, threads=torch.get_num_threads())
+    p50, p95, p99 = np.percentile(1000 * np.diff(clock)[5:], [50, 95, 99]).tolist()
+    return dict(p50=p50, p95=p95, p99=p99, catalogue_items=len(ds.items) - 1, threads=torch.get_num_threads())
 
 
 # ----------------------------------------------------------------------------------------------------- report and table
@@ -508,190 +526,174 @@ def read_comparison(path: Path, dataset: str) -> dict:
     return {"features": str(features), "auc": found}
 
 
+def ranked(report: dict, protocol: str, metric: str) -> dict[str, float]:
+    """{model: value} of the models that have the metric, the best last."""
+    values = {name: model[protocol][metric] for name, model in report["models"].items() if metric in model.get(protocol, {})}
+    return dict(sorted(values.items(), key=lambda pair: pair[1], reverse=metric == "rmse"))
+
+
 def print_table(report: dict) -> None:
     data, p, k, t = report["dataset"], report["protocol"], report["protocol"]["main_k"], report["latency_ms"]
-    columns = {"AUC": "ratings.auc", "gAUC": "ratings.gauc", "log loss": "ratings.logloss", f"catalogue NDCG@{k}": f"catalogue.ndcg@{k}",
+    columns = {"RMSE": "ratings.rmse", "MAE": "ratings.mae"} if p["objective"] == "rating" else {}
+    columns |= {"AUC": "ratings.auc", "gAUC": "ratings.gauc", "log loss": "ratings.logloss", f"catalogue NDCG@{k}": f"catalogue.ndcg@{k}",
                f"held-out P@{k}": f"held_out.precision@{k}", f"global P@{k}": f"global_list.precision@{k}"}
     print(f"\n{data['name']}: {data['test_rows']:,} test rows, split {p['split']}, features {p['features']}, objective {p['objective']}; "
           f"catalogue: {data['items']:,} items for {p['ranked_users']:,} users; [95 % intervals]")
     if "warning" in p:
         print(f"\033[31m{p['warning']}\033[0m" if sys.stdout.isatty() else p["warning"])
-    print("\n" + "model".ljust(11), *(title.ljust(24) for title in columns))
-    for name, model in report["models"].items():
-        print(name.ljust(11), end=" ")
-        for protocol, metric in (column.split(".") for column in columns.values()):
-            limits, value = report["intervals"].get(name, {}).get(f"{protocol}.{metric}"), model.get(protocol, {}).get(metric)
-            cell = "-" if value is None else f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*limits) if limits else "")
-            print(cell.ljust(24), end=" ")
-        print()
-    print(f"base rate of likes in the test rows, what chance gives in a global list: {data['test_positive_rate']:.4f}\n")
-    for name, entries in report["differences"].items():
-        found = {title: entries[columns[title]] for title in ("AUC", f"catalogue NDCG@{k}") if columns[title] in entries}
-        for title, e in found.items():
-            text = f"{title} {e['difference']:+.4f}" + (" [{:+.4f}, {:+.4f}]".format(*e["interval"]) if "interval" in e else "")
-            print(f"wide_deep - {name}:".ljust(24), text + (f" {e['percent']:+.1f} %" if "percent" in e else ""))
-    for name, s in report["slices"].items():
-        print(f"{name}:".ljust(12), f"{s['rows']:,} rows", *(f"{m} {v:.4f}" for m, v in s.items() if isinstance(v, float)))
+    models = pd.DataFrame("-", index=list(report["models"]), columns=list(columns))
+    for title, metric in columns.items():
+        for name, value in ranked(report, *metric.split(".")).items():
+            limits = report["intervals"][name].get(metric)
+            models.loc[name, title] = f"{value:.4f}" + (" [{:.4f}, {:.4f}]".format(*limits) if limits else "")
+    print(f"\n{models.to_string()}\nbase rate of likes in the test rows, what chance gives in a global list: {data['test_positive_rate']:.4f}\n")
+    gaps = {f"wide_deep - {name}: {title}": entries[columns[title]] for name, entries in report["differences"].items()
+            for title in ("RMSE", "AUC", f"catalogue NDCG@{k}") if columns.get(title) in entries}
+    for rows, number in ((gaps, "{:+.4f}"), (report["slices"], "{:.4f}")):
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        print(table.to_string(na_rep="-", float_format=number.format, formatters={"interval": "[{0[0]:+.4f}, {0[1]:+.4f}]".format}) + "\n")
     print(f"recommend: p50 {t['p50']:.1f}, p95 {t['p95']:.1f}, p99 {t['p99']:.1f} ms over {t['catalogue_items']:,} items on "
           f"{t['threads']} threads; evaluation {report['seconds']['total']:.1f} s")
 
 
 # ---------------------------------------------------------------------------------------------------------- results.png
 STYLE = {"font.size": 10.5, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
-         "axes.titleweight": "bold", "axes.titlesize": 13, "axes.titlepad": 10}
+         "axes.titleweight": "bold", "axes.titlesize": 13, "axes.titlepad": 10, "legend.frameon": False, "legend.labelcolor": "linecolor"}
 BLUE, ORANGE, GREEN, PINK, GREY, PALE, INK, RED = "#0072B2", "#D98200", "#009E73", "#B5638F", "#8A8A8A", "#D5D5D5", "#222222", "#C00000"
+LINES = {"train_loss": GREY, "validation_loss": BLUE, "rmse": BLUE, "bias": ORANGE, "precision": ORANGE, "ndcg": BLUE, "recall": GREEN, "hit_rate": PINK}
+LABELS = {"ndcg": "NDCG", "rmse": "RMSE", "bias": "mean error"}
 TITLES = {"wide_deep": "Wide & Deep", "wide_only": "wide only", "deep_only": "deep only", "item_knn": "item-kNN", "als": "ALS",
-          "mean_bias": "user + item mean", "popularity": "popularity"}
+          "mean_bias": "user + item mean", "global_mean": "global mean", "popularity": "popularity"}
 
 
-def name_rows(ax, names: list[str]) -> None:
-    """One row per model, Wide & Deep in bold blue."""
-    ax.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names])
-    for tick, name in zip(ax.get_yticklabels(), names):
-        tick.set(color=BLUE, weight="bold") if name == "wide_deep" else tick.set(color=INK)
-
-
-def draw_dots(ax, rows: dict[str, list[tuple[float, list[float], str]]]) -> None:
-    """Per row, from the bottom up, one or two (value, interval, colour), the second one labelled below."""
-    for y, dots in enumerate(rows.values()):
-        for (value, limits, colour), above in zip(dots, (7, -18)):
-            ax.plot(limits or [value] * 2, [y, y], color=colour, lw=3)
+def draw_dots(ax, runs: list[dict[str, float]], limits: dict[str, list[float]], **labels) -> None:
+    """{row: value} of one run, from the bottom up, or of two runs, in blue and red; baselines alone in grey. limits: {row: interval}."""
+    for values, run_colour, above in zip(runs, (BLUE, RED), (7, -18)):
+        for y, (name, value) in enumerate(values.items()):
+            colour = GREY if name in BASELINES and len(runs) == 1 else run_colour
             ax.plot(value, y, "o", color=colour, ms=8)
-            ax.annotate(f"{value:.3f}", (value, y), (0, above), textcoords="offset points", ha="center", color=colour)
-    name_rows(ax, list(rows))
-    ax.set_ylim(-0.7, len(rows) - 0.3)
-    ax.margins(x=0.14)
-
-
-def best_other(report: dict, protocol: str, metric: str) -> str | None:
-    values = {m: v[protocol][metric] for m, v in report["models"].items() if metric in v.get(protocol, {}) and m != "wide_deep"}
-    return max(values, key=values.get, default=None)
-
-
-def draw_models(ax, report: dict, protocol: str, metric: str) -> None:
-    """The models by one metric with its intervals, the best on top."""
-    found = sorted((v[protocol][metric], m) for m, v in report["models"].items() if metric in v.get(protocol, {}))
-    limits = {m: v.get(f"{protocol}.{metric}", []) for m, v in report["intervals"].items()}
-    draw_dots(ax, {m: [(value, limits.get(m, []), BLUE if m == "wide_deep" else GREY)] for value, m in found})
-    titles = {"ratings": "Telling likes from dislikes", "catalogue": "Choosing from the catalogue"}
-    ax.set(title=titles[protocol], xlabel=f"{metric.upper()} with 95 % interval")
-
-
-def draw_slices(ax, slices: dict[str, dict]) -> None:
-    titles = {name: f"{name.replace('_', ' ')}\n{s['rows']:,} rows" for name, s in reversed(slices.items())}
-    draw_dots(ax, {title: [(slices[name]["auc"], [], BLUE)] if "auc" in slices[name] else [] for name, title in titles.items()})
-    ax.set(title="Wide & Deep by slice", xlabel="AUC (none where one class is missing)")
+            ax.plot(limits.get(name, [value, value]), [y, y], color=colour, lw=3)
+            if np.isfinite(value):  # a slice may lack the metric
+                ax.annotate(f"{value:.3f}", (value, y), (0, above), textcoords="offset points", ha="center", color=colour)
+    ax.set_yticks(range(len(runs[0])), [TITLES.get(name, name) for name in runs[0]])
+    ax.set(xmargin=0.14, ylim=(-0.7, len(runs[0])), **labels)
 
 
 def draw_comparison(ax, report: dict, other: dict) -> None:
     """AUC of this run and the other one, honest features first."""
-    runs = [(report["protocol"]["features"], {m: v["ratings"]["auc"] for m, v in report["models"].items() if "auc" in v["ratings"]})]
-    runs = sorted([*runs, (other["features"], other["auc"])], key=lambda run: run[0] != "honest")
-    names = [name for name in reversed(runs[0][1]) if name in runs[1][1]]
-    draw_dots(ax, {name: [(values[name], [], colour) for (_, values), colour in zip(runs, (BLUE, RED))] for name in names})
+    runs = [(report["protocol"]["features"], ranked(report, "ratings", "auc")), (other["features"], other["auc"])]
+    runs.sort(key=lambda run: run[0] != "honest")
+    names = [name for name in runs[0][1] if name in runs[1][1]]
+    draw_dots(ax, [{name: values[name] for name in names} for _, values in runs], {}, title="Leakage: honest, as published", xlabel="AUC on the test rows")
     for x, (features, _), colour in zip((0.0, 0.4), runs, (BLUE, RED)):
         ax.text(x, 0.98, f"● {features}", color=colour, va="top", transform=ax.transAxes)
-    ax.set(title="Leakage: honest, as published", xlabel="AUC on the test rows", ylim=(-0.7, len(names)))
 
 
 def draw_roc(ax, report: dict, results: dict[str, Result], rows: TestRows) -> None:
-    best = best_other(report, "ratings", "auc")
-    style = {"wide_deep": (BLUE, 2.6, 3, 0.2), best: (ORANGE, 1.8, 2, 0.13)}
-    for name in (name for name in results if "auc" in report["models"][name]["ratings"]):
+    """wide_deep and the best other model in colour."""
+    values = ranked(report, "ratings", "auc")
+    best = [name for name in values if name != "wide_deep"][-1:]
+    for name, value in values.items():
         y, x = (np.append(0, above / above[-1]) for above in curve(rows.label, results[name].score))
         thin = np.unique(np.linspace(0, len(x) - 1, 1000).astype(int))
-        colour, width, above, height = style.get(name, (PALE, 1.2, 1, None))
-        ax.plot(x[thin], y[thin], color=colour, lw=width, zorder=above)
-        if height:
-            ax.text(0.97, height, f"{TITLES[name]} {report['models'][name]['ratings']['auc']:.3f}", color=colour, ha="right", weight="bold")
-    ax.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
-    ax.text(0.97, 0.06, "others grey, chance dotted", color=GREY, ha="right")
+        colour, width = (BLUE, 2.6) if name == "wide_deep" else (ORANGE, 1.8) if name in best else (PALE, 1.2)
+        ax.plot(x[thin], y[thin], color=colour, lw=width, zorder=width, label=None if colour == PALE else f"{TITLES[name]} {value:.3f}")
+    ax.plot([0, 1], [0, 1], ":", color=INK, lw=1, label="chance (grey: others)")
+    ax.legend(loc="lower right", handlelength=1)
     ax.set(title="ROC on the test rows", xlabel="dislikes above threshold", ylabel="likes above threshold", xlim=(0, 1), ylim=(0, 1.01))
 
 
 def draw_calibration(ax, result: Result, rows: TestRows) -> None:
-    if "ratings.ece" in result.metrics:
-        count, mean, observed = reliability(rows.label, expit(np.asarray(result.score, float)))
-        full, centre = count >= max(5, 0.002 * count.sum()), (np.arange(len(count)) + 0.5) / len(count)
-        ax.bar(centre, 0.25 * count / count.max(), 0.92 / len(count), color=PALE)
-        ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2)
-        ax.text(0.04, 0.93, f"ECE {result.metrics['ratings.ece']:.3f}", color=BLUE, weight="bold")
-    ax.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
-    ax.text(0.04, 0.87, "grey: number of rows" if "ratings.ece" in result.metrics else "no probabilities under this objective", color=GREY)
-    ax.set(title="Calibration", xlabel="predicted P(like)", ylabel="share liked", xlim=(0, 1), ylim=(0, 1))
+    if result.kind == "logit":
+        low, high, predicted, true = 0, 1, expit(np.asarray(result.score, float)), rows.label
+        ax.set(title=f"Calibration, ECE {result.metrics['ratings.ece']:.3f}", xlabel="predicted P(like); grey: number of rows", ylabel="share liked")
+    else:
+        (low, high), predicted, true = rows.rating_range, np.clip(result.score, *rows.rating_range), np.clip(rows.rating, *rows.rating_range)
+        ax.set(title="Calibration", xlabel="predicted rating; grey: number of rows", ylabel="mean rating")
+    count, *lines = reliability((true - low) / (high - low), (predicted - low) / (high - low))
+    mean, observed = (low + (high - low) * line for line in lines)
+    full, width = count >= max(5, 0.002 * count.sum()), (high - low) / len(count)
+    ax.bar(low + width * np.arange(len(count)), (high - low) * 0.25 * count / count.max(), 0.92 * width, bottom=low, align="edge", color=PALE)
+    ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2)
+    ax.plot([low, high], [low, high], ":", color=INK, lw=1)
+    ax.set(xlim=(low, high), ylim=(low, high))
 
 
-def draw_lines(ax, x: list, lines: list[tuple[list[float], str, str]], top: float) -> None:
-    """Lines [(y, label, colour)] with their labels right of the axes, pushed apart so that no two overlap; no label: dotted."""
-    for y, label, colour in lines:
-        ax.plot(x, y, "o-" if label else "o:", color=colour, lw=2.4 if label else 1.4, ms=5 if label else 3)
-    (low, high), at = ax.get_ylim(), -1.0
-    ax.set_ylim(low, high := low + top * (high - low))
-    for y, label, colour in sorted((y[-1], label, colour) for y, label, colour in lines if label):
-        at = max((y - low) / (high - low), at + 0.065)
-        ax.text(1.02, at, label, color=colour, va="center", transform=ax.transAxes)
+def draw_lines(ax, table: pd.DataFrame, style: str = "o-", **labels) -> None:
+    """The columns over the index, with a legend of the solid lines in the order of their ends."""
+    for name in table.iloc[-1].sort_values(ascending=False).index:
+        ax.plot(table[name], style, color=LINES[name], lw=2, ms=4, label=LABELS.get(name, name.replace("_", " ")) if style == "o-" else None)
+    ax.set(ymargin=0.2, **labels)
+    ax.legend(ncols=2, handlelength=1)
 
 
 def draw_over_k(ax, report: dict) -> None:
-    ks, other = report["protocol"]["k"], best_other(report, "catalogue", f"ndcg@{report['protocol']['main_k']}")
-    names = {"precision": ("precision", ORANGE), "ndcg": ("NDCG", BLUE), "recall": ("recall", GREEN), "hit_rate": ("hit rate", PINK)}
-    models = {name: report["models"][name].get("catalogue") for name in ("wide_deep", other) if name}
-    draw_lines(ax, ks, [([values[f"{metric}@{k}"] for k in ks], label if name == "wide_deep" else "", colour)
-                        for metric, (label, colour) in names.items() for name, values in models.items() if values], 1.15)
-    ax.text(0.03, 0.97, f"solid: Wide & Deep\ndotted: {TITLES.get(other, 'no baseline')}", va="top", transform=ax.transAxes)
-    ax.set(title="Catalogue metrics over K", xlabel="list length K", ylabel="mean over users", xticks=ks)
+    """wide_deep and, dotted, the best other model at the main K."""
+    ks, values = report["protocol"]["k"], ranked(report, "catalogue", f"ndcg@{report['protocol']['main_k']}")
+    best = [name for name in values if name != "wide_deep"][-1:]
+    for name, style in zip(["wide_deep", *best] if values else [], ("o-", "o:")):
+        of_model = report["models"][name]["catalogue"]
+        draw_lines(ax, pd.DataFrame({m: [of_model[f"{m}@{k}"] for k in ks] for m in ("precision", "ndcg", "recall", "hit_rate")}, index=ks), style)
+    dotted = "".join(f"; dotted: {TITLES[name]}" for name in best)
+    ax.set(title="Catalogue metrics over K", xlabel=f"list length K{dotted}", ylabel="mean over users", xticks=ks)
 
 
 def draw_learning(ax, history: list[dict]) -> None:
-    epochs, parts = [h["epoch"] for h in history], (("train", GREY), ("validation", BLUE))
-    draw_lines(ax, epochs, [([h[f"{part}_loss"] for h in history], part, colour) for part, colour in parts
-                            if history and all(f"{part}_loss" in h for h in history)], 1.2)
-    if scored := [h for h in history if "validation_auc" in h]:
-        best = max(scored, key=lambda h: h["validation_auc"])
-        ax.axvline(best["epoch"], color=INK, lw=1, ls=":")
-        x, side = (0.03, "left") if 2 * best["epoch"] > epochs[0] + epochs[-1] else (0.97, "right")
-        text = f"best validation AUC {best['validation_auc']:.3f}\nin epoch {best['epoch']}"
-        ax.text(x, 0.97, text, ha=side, va="top", transform=ax.transAxes)
+    table = pd.DataFrame(history).set_index("epoch")
+    draw_lines(ax, table.filter(["train_loss", "validation_loss"]), title="Learning curves", xlabel="epoch", ylabel="loss")
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    ax.set(title="Learning curves", xlabel="epoch", ylabel="loss")
+    for metric, best in (("validation_rmse", "min"), ("validation_auc", "max")):
+        if metric in table:
+            ax.axvline(table[metric].agg(f"idx{best}"), color=INK, lw=1, ls=":")
+            ax.set_xlabel(f"epoch; dotted: best validation {metric[11:].upper()}, {table[metric].agg(best):.3f}")
 
 
 def draw_tail(ax, results: dict[str, Result], item_count: np.ndarray, k: int) -> None:
     """Share of the places in the lists by popularity of the item, and how much of the catalogue is listed at all."""
     n, group = len(item_count) - 1, np.zeros(len(item_count), int)
     group[1 + np.argsort(-item_count[1:], kind="stable")] = np.searchsorted([0.01, 0.1, 0.5], (np.arange(n) + 0.5) / n)
-    rows = {"every item alike": np.bincount(group[1:], minlength=4), "training rows": np.bincount(group, weights=item_count, minlength=4)}
     listed = {name: results[name].lists[:, :k] for name in reversed(results)}
-    rows |= {name: np.bincount(group[lists[lists >= 0]], minlength=4) for name, lists in listed.items()}
-    colours, top = ("#08306B", "#3B7EBB", "#9CC7E3", "#F0C77A"), len(rows) - 0.4
-    for y, (name, counts) in enumerate(rows.items()):
-        share = counts / max(counts.sum(), 1)
-        ax.barh([y] * 4, share, left=np.cumsum(share) - share, color=colours, height=0.72)
-        ax.text(1.02, y, f"{coverage_at_k(listed[name], n):.1%}" if name in listed else "", va="center", fontsize=9.5)
-    name_rows(ax, list(rows))
-    for x, text, colour in zip((0.0, 0.25, 0.5, 0.78), ("top 1 %", "1-10 %", "10-50 %", "rest"), colours):
-        ax.text(x, top, "■", color=colour, fontsize=11)
-        ax.text(x + 0.065, top, text, fontsize=8.5)
-    ax.text(1.02, top, "listed", fontsize=8.5)
-    ax.set(title="Popularity of what is listed", xlabel=f"share of the places in the top-{k} lists", xlim=(0, 1), ylim=(-0.6, top + 0.6))
+    counts = {"every item alike": np.bincount(group[1:], minlength=4), "training rows": np.bincount(group, weights=item_count, minlength=4)}
+    counts |= {name: np.bincount(group[lists[lists >= 0]], minlength=4) for name, lists in listed.items()}
+    share = pd.DataFrame({name: part / max(part.sum(), 1) for name, part in counts.items()}, index=["top 1 %", "1-10 %", "10-50 %", "rest"])
+    for part, left, colour in zip(share.index, (share.cumsum() - share).to_numpy(), ("#08306B", "#3B7EBB", "#9CC7E3", "#F0C77A")):
+        ax.barh(range(len(counts)), share.loc[part], left=left, color=colour, height=0.72, label=part)
+    ax.set_yticks(range(len(counts)), [TITLES.get(name, name) for name in counts])
+    for y, text in enumerate([*(f"{coverage_at_k(lists, n):.1%}" for lists in listed.values()), "listed"], start=2):
+        ax.text(1.02, y, text, va="center", fontsize=9)
+    ax.legend(loc="upper left", ncols=4, labelcolor=INK, fontsize=8, handlelength=0.8, handletextpad=0.3, columnspacing=0.6, borderpad=0)
+    ax.set(title="Popularity of what is listed", xlabel=f"share of the places in the top-{k} lists", xlim=(0, 1), ylim=(-0.6, len(counts) + 0.2))
 
 
 def draw(report: dict, results: dict, rows: TestRows, history: list[dict], item_count: np.ndarray, other: dict | None) -> Figure:
-    data, p, k = report["dataset"], report["protocol"], report["protocol"]["main_k"]
+    data, p, k, metric = report["dataset"], report["protocol"], report["protocol"]["main_k"], "rmse" if "errors" in report else "auc"
     figure = Figure(figsize=(17.5, 10.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.16, h_pad=0.16, rect=(0, 0, 1, 0.885 if "warning" in p else 0.915))
     axes = figure.subplots(2, 4).ravel()
-    draw_models(axes[0], report, "ratings", "auc")
-    draw_models(axes[1], report, "catalogue", f"ndcg@{k}")
-    draw_roc(axes[2], report, results, rows)
+    tasks = {"ratings.rmse": "Predicting ratings", "ratings.auc": "Telling likes from dislikes", f"catalogue.ndcg@{k}": "Choosing from the catalogue"}
+    for ax, full in ((axes[0], f"ratings.{metric}"), (axes[1], f"catalogue.ndcg@{k}")):
+        limits = {model: of_model[full] for model, of_model in report["intervals"].items() if full in of_model}
+        draw_dots(ax, [ranked(report, *full.split("."))], limits, title=tasks[full], xlabel=f"{full.split('.')[1].upper()} with 95 % interval")
+    if metric == "rmse":
+        errors = pd.DataFrame(report["errors"]).T[["rmse", "bias"]].rename(index=float)
+        draw_lines(axes[2], errors, title="Error by true rating", xlabel="true rating", ylabel="predicted - true")
+        axes[2].axhline(0, color=INK, lw=1, ls=":")
+    else:
+        draw_roc(axes[2], report, results, rows)
     draw_calibration(axes[3], results["wide_deep"], rows)
-    draw_comparison(axes[4], report, other) if other else draw_slices(axes[4], report["slices"])
+    if other:
+        draw_comparison(axes[4], report, other)
+    else:
+        slices = {f"{name.replace('_', ' ')}\n{part['rows']:,} rows": part.get(metric, np.nan) for name, part in reversed(report["slices"].items())}
+        draw_dots(axes[4], [slices], {}, title="Wide & Deep by slice", xlabel="AUC (none where one class is missing)" if metric == "auc" else "RMSE")
     draw_tail(axes[5], results, item_count, k)
     draw_learning(axes[6], history)
     draw_over_k(axes[7], report)
-    title = f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['test_rows']:,} test rows"
+    for label in (label for ax in axes for label in ax.get_yticklabels() if label.get_text() == TITLES["wide_deep"]):
+        label.set(color=BLUE, weight="bold")
     text = (f"split {p['split']} · features {p['features']} · objective {p['objective']} · catalogue: every kept item ranked for "
             f"{p['ranked_users']:,} users, relevant = {p['relevant']} test items · {data['test_positive_rate']:.0%} of the test rows liked")
+    title = f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['test_rows']:,} test rows"
     figure.text(0.01, 0.968, title, fontsize=20, weight="bold", va="center")
     figure.text(0.01, 0.932, text, fontsize=12.5, va="center")
     figure.text(0.01, 0.9, p.get("warning", ""), color=RED, fontsize=15, weight="bold", va="center")
@@ -738,20 +740,19 @@ def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generat
             ratings_protocol(result, rows)
             list_protocols(result, rows, args.k)
             for means in result.means:
-                result.metrics |= {name: float(value[0]) for name, value in means.under(np.ones((1, rows.n_users))).items()}
+                result.metrics |= {name: float(value[0]) for name, value in means(np.ones((1, rows.n_users))).items()}
             result.metrics = {name: value for name, value in result.metrics.items() if np.isfinite(value)}
     return results, rows, len(catalogue.users)
 
 
-def describe(args: Namespace, ds: Dataset, model, scorers: dict[str, Scorer], rows: TestRows, ranked: int) -> dict:
+def describe(args: Namespace, index: dict, model, scorers: dict[str, Scorer], rows: TestRows, ranked: int) -> dict:
     """The "dataset" and "protocol" parts of metrics.json."""
-    index, given = ds.index, vars(args)
     data = {name: index[name] for name in ("name", "users", "items", "positive_rate", "fingerprint")}
     data |= {f"{part}_rows": count for part, count in index["rows"].items()} | {"test_positive_rate": float(rows.label.mean())}
     protocol = {"split": index["split"], "features": index["features"], "objective": model.config["objective"]}
-    protocol |= {name: given[name] for name in ("k", "ranking_users", "relevant", "keep_seen", "bootstrap", "seed")}
-    protocol |= {"ranked_users": ranked, "main_k": 10 if 10 in args.k else args.k[len(args.k) // 2],
-                 "baselines": {name: s.knobs for name, s in scorers.items() if s.knobs}}
+    protocol |= {name: getattr(args, name) for name in ("k", "ranking_users", "relevant", "keep_seen", "bootstrap", "seed")}
+    knobs = {name: s.knobs for name, s in scorers.items() if s.knobs}
+    protocol |= {"ranked_users": ranked, "main_k": 10 if 10 in args.k else args.k[len(args.k) // 2], "baselines": knobs}
     if index["features"] == "as-published":
         protocol["warning"] = "Features as published: they contain what is to be predicted"
     return {"dataset": data, "protocol": protocol}
@@ -767,14 +768,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.data_dir} has no test rows; run amazon_preprocessing.py with a larger --test-fraction")
     model, draws = models["wide_deep"], np.random.default_rng(args.seed).spawn(4)
     with timed(seconds, "baselines"):
-        fitted = fit_baselines(args.baselines, ds, model, draws[0])
+        fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])
     kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
     fitted |= {name: Scorer(kind, m.score_rows, partial(m.score_catalogue, top=args.k[-1])) for name, m in models.items()}
     scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
     results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
     with timed(seconds, "bootstrap"):
         drawn = bootstrap(results, rows, args.bootstrap, draws[2])
-    report = describe(args, ds, model, scorers, rows, ranked) | {"models": {name: {} for name in results}}
+    report = describe(args, ds.index, model, scorers, rows, ranked) | {"models": {name: {} for name in results}}
     for name, full, value in ((name, full, value) for name, result in results.items() for full, value in result.metrics.items()):
         report["models"][name].setdefault(full.split(".")[0], {})[full.split(".")[1]] = value
     report["intervals"] = {name: {m: limits for m, v in metrics.items() if (limits := interval(v))} for name, metrics in drawn.items()}
@@ -782,6 +783,8 @@ def main(argv: list[str] | None = None) -> None:
     report["differences"] = {name: differences(ours, results[name], drawn["wide_deep"], drawn[name]) for name in list(results)[1:]}
     user_count, item_count = (table["train_count"].to_numpy() for table in (ds.users, ds.items))
     report["slices"] = slice_metrics(ours, rows, user_count, item_count)
+    if ours.kind == "rating":
+        report["errors"] = errors_by_rating(ours, rows)
     with timed(seconds, "latency"):
         report["latency_ms"] = measure_latency(model, ds, draws[3])
     with timed(seconds, "plot"), matplotlib.rc_context(STYLE):

@@ -15,15 +15,15 @@ In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=1
 import io
 import json
 import math
-import platform
 import resource
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pandas as pd
@@ -108,28 +108,25 @@ def choose_device(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- features
 class Features:
     """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
-
-    One object serves training, evaluation and a candidate scored years later, so they cannot disagree.
-    """
+    One object serves training, evaluation and a candidate scored years later, so they cannot disagree."""
 
     def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
         self.tables, self.vocabularies = tables, vocabularies
-        self.wide, self.categorical, self.wide_numeric, self.numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
-        self.columns = [n for n in self.wide_numeric if n not in self.numeric]  # the numeric columns: the wide part's come first, the deep
-        self.columns += [n for n in self.wide_numeric if n in self.numeric] + [n for n in self.numeric if n not in self.wide_numeric]  # part's last
+        self.wide, self.categorical, wide_numeric, numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
+        names = dict.fromkeys([*wide_numeric, *numeric])  # the wide part's own come first, the deep part's own last, the common ones between
+        self.columns = sorted(names, key=lambda name: (name in numeric) - (name in wide_numeric))
+        self.wide_numeric, self.numeric = self.columns[: len(wide_numeric)], self.columns[len(self.columns) - len(numeric) :]
 
     def size(self, name: str) -> int:
         """Number of codes of a field or cross, code 0 included."""
-        if name in self.vocabularies["crosses"]:
-            return self.vocabularies["crosses"][name]["size"]
-        return len(self.values(name))
+        spec = self.vocabularies["crosses"].get(name)
+        return spec["size"] if spec else len(self.values(name))
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
         codes = stage1.field_codes(rows, self.tables, self.vocabularies)
-        wide = [self.wide_ids(name, codes) for name in self.wide]
-        deep = [codes[name] for name in self.categorical]
-        wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in (wide, deep))
+        ids = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
+        wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in ids)
         return wide, deep, self.encode_numeric(self.columns, rows)
 
     def values(self, name: str) -> np.ndarray:
@@ -145,9 +142,8 @@ class Features:
         return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
-        if not (spec := self.vocabularies["crosses"].get(name)):
-            return codes[name]
-        return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
+        spec = self.vocabularies["crosses"].get(name)
+        return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
         """Rows (user, item) as they would look at a moment, from the state at the end of training. ids broadcast."""
@@ -155,8 +151,8 @@ class Features:
         now = np.nan if timestamp_s is None else float(timestamp_s)
         rows = {"user_id": user_ids, "item_id": item_ids}
         for who, ids in ((USER, user_ids), (ITEM, item_ids)):
-            state = (*stage1.STATE, "last_timestamp", "first_timestamp")
-            rows |= {f"{who}_{name}": self.tables[who][f"{who}_{name}"].to_numpy()[ids] for name in state}
+            names = [f"{who}_{name}" for name in (*stage1.STATE, "last_timestamp", "first_timestamp")]
+            rows |= {name: self.tables[who][name].to_numpy()[ids] for name in names}
             rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
         category, trained = self.tables[ITEM]["category"].to_numpy()[item_ids], self.tables[USER]["train_count"].to_numpy()[user_ids] > 0
@@ -165,24 +161,19 @@ class Features:
         moment = stage1.encode_moments(np.array([now]), self.vocabularies)
         return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
 
-    def owners(self, name: str) -> set[str]:
-        """Whose feature it is: of {"user", "item", "moment"}; a cross has two owners."""
-        if spec := self.vocabularies["crosses"].get(name):
-            return self.owners(spec["left"]) | self.owners(spec["right"])
-        if name in PAIR_STATE:
-            return {USER, ITEM}
-        if name in CONTEXT or name in OWN_TEXT:
-            return {"moment"}
-        return {USER} if name.startswith("user_") else {ITEM}
+    def side(self, name: str) -> str:
+        """What a feature depends on where a user meets the items at one moment: "user", "item" (or the moment), or a "pair" of both."""
+        spec = self.vocabularies["crosses"].get(name)
+        fields = [spec["left"], spec["right"]] if spec else [name]
+        of_user = any(field.startswith("user_") for field in fields)
+        of_item = name in PAIR_STATE or not all(field.startswith("user_") or field in (*CONTEXT, *OWN_TEXT) for field in fields)
+        return "pair" if of_user and of_item else USER if of_user else ITEM
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
 class WideDeep(nn.Module):
-    """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings.
-
-    Both tables hold the codes of all their fields one after the other (`offsets`), so a batch is one lookup and one
-    sparse gradient: the cost of a step does not depend on the number of users.
-    """
+    """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings. Both tables hold the codes
+    of all their fields one after the other (`offsets`): a batch is one lookup and one sparse gradient, whose cost does not depend on the users."""
 
     def __init__(self, wide_sizes: list[int], deep_sizes: list[int], wide_numeric: int, numeric: int, embedding_dim: int, hidden: list[int],
                  activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0, component: str = "wide-deep") -> None:
@@ -243,7 +234,6 @@ class RowOptimizer(torch.optim.Optimizer):
                 table.index_add_(0, rows, self.change(values, weights, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
-
 
     def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
         return {name: torch.full_like(table, start) for name, start in group["statistics"].items()}
@@ -313,13 +303,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tensors[0])
 
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[list[Tensor]]:
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
-        for start in range(0, len(self), size * 64):
-            end = min(start + size * 64, len(self))
-            block = [t[start:end] if order is None else t[order[start:end]] for t in self.tensors]
-            for at in range(0, end - start, size):
-                yield [t[at : at + size] for t in block]
+        blocks = [self.tensors] if order is None else ([t[chosen] for t in self.tensors] for chosen in order.split(size * 64))
+        for block in blocks:
+            yield from zip(*(t.split(size) for t in block))
 
 
 class Training:
@@ -337,22 +325,13 @@ class Training:
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
-    def epochs_without_gain(self) -> int:
-        return len(self.history) - best_epoch(self.history)["epoch"] if self.history else 0
-
-    def accepted(self) -> bool:
-        """Whether the best epoch may be written: with --warm-start only one that validates better than the earlier model."""
-        return not self.start or self.args.accept_worse or quality(best_epoch(self.history)) > quality(self.start)
-
     def state_dict(self) -> dict:
-        cuda = torch.cuda.get_rng_state() if self.args.device == "cuda" else None
         return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
-                "cuda_rng": cuda, "history": self.history, "start": self.start}
+                "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "history": self.history, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
+            part.load_state_dict(saved)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
@@ -364,7 +343,7 @@ class Training:
         return tuple(ids.masked_fill((hidden & holds).any(0), 0) for ids, holds in zip((wide, deep), self.holds))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
-        """One pass over the shuffled rows; the mean training loss. A loss that is no number raises FloatingPointError."""
+        """One pass over the shuffled rows; the mean training loss. It ends early once the loss is no number."""
         self.model.train()
         total, steps = torch.zeros((), device=self.args.device), 0
         for wide, deep, numeric, target in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
@@ -382,21 +361,16 @@ class Training:
             total, steps = total + loss.detach() * len(target), steps + 1
             bar.update(len(target))
             if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
-                bar.set_postfix(loss=f"{finite(total) / (steps * self.args.batch_size):.4f}")
-        return finite(total) / len(rows)
-
-
-def finite(total: Tensor) -> float:
-    if math.isfinite(value := float(total)):
-        return value
-    raise FloatingPointError
+                bar.set_postfix(loss=f"{float(total) / (steps * self.args.batch_size):.4f}")
+                if not total.isfinite():
+                    break
+        return float(total) / len(rows)
 
 
 @torch.inference_mode()
 def logits(model: WideDeep, rows: Rows) -> np.ndarray:
     model.eval()
-    found = [model(*inputs).float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]
-    return torch.cat(found or [torch.empty(0)]).numpy()
+    return torch.cat([model(*inputs).float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]).numpy()
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -407,10 +381,11 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
-    """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root."""
+    """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root.
+    Weights that make a logit infinite, or no number, make the loss NaN."""
     target, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
     if not np.isfinite(logit).all():
-        raise FloatingPointError
+        return {"validation_loss": math.nan}
     if config["objective"] == "rating":
         error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2))
         return {"validation_loss": error, "validation_rmse": math.sqrt(error)}
@@ -418,15 +393,10 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def peak_memory_mb(device: str) -> float:
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 2**20, 1)
-
-
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
     """Begin with what an earlier model learned (Cheng et al. 2016, section 3.3): the vectors and weights of ids and values, the
     weights of crosses that occur in rows, and the network. What it did not know begins as its unknown id or cross."""
-    path = Path(config["warm_start"])
+    path = config["warm_start"]
     old = load_model(path, "cpu")
     for name in ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm"):
         if old.config[name] != config[name]:
@@ -436,15 +406,16 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
         known = pd.Series(range(old.features.size(name)), old.features.values(name))
         position[name] = known[~known.index.duplicated()].reindex(features.values(name), fill_value=0).to_numpy()
     old_codes, state = {name: position[name][values] for name, values in codes.items()}, old.model.state_dict()
-    for part, names in (("wide", features.wide), ("embedding", features.categorical)):
-        tables = [state.get(f"{part}.weight"), model.state_dict().get(f"{part}.weight")]
-        for at, name in enumerate(names if tables[0] is not None else []):
-            ids = np.arange(features.size(name)), position.get(name)
+    parts = {"wide.weight": features.wide, "embedding.weight": features.categorical}
+    for part in parts.keys() & state.keys():
+        table, start, old_start = model.state_dict()[part].cpu(), 0, 0
+        for name in parts[part]:
+            new, before = np.arange(features.size(name)), position.get(name)
             if name not in codes:
-                ids = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)
-            new, before = (torch.from_numpy(i.astype(np.int64)) + int(sum(f.size(n) for n in names[:at])) for i, f in zip(ids, (features, old.features)))
-            tables[1][new.to(tables[1].device)] = tables[0][before].to(tables[1].device)
-        state |= {f"{part}.weight": tables[1]} if tables[0] is not None else {}
+                new, before = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)
+            table[start + torch.from_numpy(new).long()] = state[part][old_start + torch.from_numpy(before).long()]
+            start, old_start = start + features.size(name), old_start + old.features.size(name)
+        state[part] = table
     model.load_state_dict(state)
 
 
@@ -456,92 +427,76 @@ class Run:
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
-        self.finished, self.histories, self.resumed = [], {}, None
-        if args.resume:
-            self.load_last()
+        self.histories = self.load_last() if args.resume else {}  # of the phases that began, in their order
+        self.resumed = [*self.histories]  # the last of them is where to go on, those before are finished
 
-    def load_last(self) -> None:
-        saved = read_checkpoint(self.last, "start without --resume")
-        kinds = {"training": dict, "run": dict, "phase": str, "finished": list, "histories": dict, "fingerprint": str}
-        whole = all(isinstance(saved.get(name), kind) for name, kind in kinds.items()) and bool(saved["run"])
-        whole = whole and {*saved["histories"]} == {*saved["finished"], saved["phase"]}
-        if not whole or saved["histories"][saved["phase"]] != saved["training"].get("history"):
-            raise InputError(f"--resume: {self.last} is not the state of a training; start without --resume")
-        if saved["fingerprint"] != self.ds.index["fingerprint"]:
-            raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
-        for name, value in self.config.items():
-            before = saved["run"].get(name)
-            if before != value and (name not in ("epochs", "patience") or saved["finished"]):
-                raise InputError(f"--resume: --{name.replace('_', '-')} was {before} and is {value}; only --epochs and --patience may change, "
-                                 "and only while the first model trains")
-        self.finished, self.histories, self.resumed = saved["finished"], saved["histories"], saved
-
-    def phases(self) -> Iterator[tuple[str, str, bool, Path]]:
-        """(name, component, refit, checkpoint) in the order in which they run."""
-        paths = {self.args.component: self.args.checkpoint}
-        if self.args.ablations:
-            paths |= {part: ablation_path(self.args.checkpoint, part) for part in ("wide", "deep")}
-        for component, path in paths.items():
-            yield component, component, False, path
-            if self.args.refit:
-                yield f"{component} refit", component, True, path
+    def load_last(self) -> dict[str, list[dict]]:
+        with opened(self.last, "start without --resume") as saved:
+            histories, before = saved["histories"], saved["run"]
+            whole = [*histories] == [*saved["finished"], saved["phase"]] and histories[saved["phase"]] == saved["training"]["history"]
+            stage1.require(whole, "not the state of a training")
+            if saved["fingerprint"] != self.ds.index["fingerprint"]:
+                raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
+            for name, value in self.config.items():
+                if before.get(name) != value and (name not in ("epochs", "patience") or saved["finished"]):
+                    raise InputError(f"--resume: --{name.replace('_', '-')} was {before.get(name)} and is {value}; only --epochs and --patience may "
+                                     "change, and only while the first model trains")
+            return histories
 
     def execute(self) -> None:
-        for phase in self.phases():
-            if phase[0] not in self.finished:
-                self.train(*phase)
+        components = [self.args.component, "wide", "deep"] if self.args.ablations else [self.args.component]
+        for number, component in enumerate(dict.fromkeys(components)):
+            path = ablation_path(self.args.checkpoint, component) if number else self.args.checkpoint
+            for refit in (False, True) if self.args.refit else (False,):
+                name = f"{component} refit" if refit else component
+                if name not in self.resumed[:-1]:
+                    self.train(name, component, refit, path)
 
     def train(self, name: str, component: str, refit: bool, path: Path) -> None:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
-        args, config = self.args, self.config | {"component": component, "refit": refit}
-        features = make_features(self.ds, config)
+        args, config, split = self.args, self.config | {"component": component, "refit": refit}, self.ds.reviews["split"]
+        known, held = self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], self.ds.reviews[split == "validation"]
+        tables = {who: table.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(table))) for who, table in self.ds.tables.items()}
+        features = Features(tables, self.ds.vocabularies, config)  # with --refit fewer ids are new
         served = self_contained(self.ds, features, config)
-        split = self.ds.reviews["split"]
-        parts = (split.isin(["train", "validation"] if refit else ["train"]), split == "validation")
-        train, validation = (Rows(features, self.ds.reviews[part], args.device, args.objective) for part in parts)
+        train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
         training = Training(args, config, features, float(train.tensors[-1].mean()))
-        if self.resumed and self.resumed["phase"] == name:
-            try:
-                training.load_state_dict(self.resumed["training"])
-            except Exception as error:  # whatever a damaged file holds
-                raise InputError(f"--resume: {self.last} does not fit ({type(error).__name__}); start without --resume") from None
+        if name in self.resumed:
+            with opened(self.last, "start without --resume") as saved:
+                training.load_state_dict(saved["training"])
         elif args.warm_start and component == args.component:
-            warm_start(training.model, features, config, self.ds.reviews[parts[0]])
+            warm_start(training.model, features, config, known)
             training.start = validate(training.model, validation, config)
             print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
+        goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
+        history = self.histories[name] = training.history
         epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
-        while len(training.history) < epochs and (refit or training.epochs_without_gain() < args.patience):
-            training.history.append(self.epoch(name, training, train, None if refit else validation, epochs))
-            self.histories[name] = training.history
-            checkpoint = served | {"state_dict": training.model.state_dict(), **training.history[-1], "history": self.histories[component]}
-            if len(training.history) == epochs if refit else training.epochs_without_gain() == 0 and training.accepted():
-                replace_file(path, partial(save, checkpoint))
-            self.save_last(name, checkpoint, training)
-        if not refit and not training.accepted():
-            raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
-        self.finished.append(name)  # of the phases before the one in the last checkpoint, whose state says itself how far it is
-        print(f"{name}: {describe(training.history[-1] if refit else best_epoch(training.history))} -> {path}")
-
-    def epoch(self, name: str, training: Training, train: Rows, validation: Rows | None, epochs: int) -> dict:
-        """Train and validate once: the epoch's line of training_history.json."""
-        number, started = len(training.history) + 1, time.perf_counter()
-        with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
-            try:
+        while len(history) < epochs and (refit or not history or len(history) - best_epoch(history)["epoch"] < args.patience):
+            number, started = len(history) + 1, time.perf_counter()
+            with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
-                seconds = time.perf_counter() - started
-                metrics = validate(training.model, validation, self.config) if validation else {}
-            except FloatingPointError:
-                raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr") from None
-        record = {"epoch": number, "train_loss": loss} | metrics
-        record |= {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": peak_memory_mb(self.args.device)}
-        print(f"{name} {describe(record)}, {record['rows_per_s']:,} rows/s", flush=True)
-        return record
+            seconds = time.perf_counter() - started
+            metrics = {} if refit else validate(training.model, validation, config)
+            if not math.isfinite(loss + metrics.get("validation_loss", 0)):
+                raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr")
+            memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
+            history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
+            print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
+            checkpoint = served | {"state_dict": training.model.state_dict(), **history[-1], "history": self.histories[component]}
+            if len(history) == epochs if refit else best_epoch(history) is history[-1] and quality(history[-1]) > goal:
+                save(path, checkpoint)
+            self.save_last(name, checkpoint, training)
+        final = history[-1] if refit else best_epoch(history)
+        if not (refit or quality(final) > goal):
+            raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
+        print(f"{name}: {describe(final)} -> {path}")
 
     def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
-        history = {"epochs": self.histories.get(self.args.component, []), "phases": self.histories}
+        history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
-        run = {"run": self.config, "phase": name, "finished": self.finished, "histories": self.histories, "training": training.state_dict()}
-        replace_file(self.last, partial(save, checkpoint | run))
+        run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
+        save(self.last, checkpoint | run)
 
 
 def best_epoch(history: list[dict]) -> dict:
@@ -565,22 +520,14 @@ def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
     fields = ["user_id", "item_id", *words["categories"][ITEM], *words["categories"][USER], *CONTEXT]
     crosses, numeric, groups = [*words["crosses"]], [*words["numeric"]], words["groups"]
     known = {"wide": [*fields, *crosses, *groups, *(n for n in numeric if n not in PAIR_STATE)], "deep": [*fields, *groups, *numeric]}
-    chosen = {"wide": args.wide or ["user_id", "item_id", *crosses], "deep": args.deep or [*fields, *numeric]}
+    default = {"wide": ["user_id", "item_id", *crosses], "deep": [*fields, *numeric]}
+    chosen = {part: getattr(args, part) or [n for n in names if n not in NOT_BY_DEFAULT] for part, names in default.items()}
     for part, names in chosen.items():
         if unknown := [name for name in names if name not in known[part]]:
             raise InputError(f"--{part} {unknown[0]}: not one of {', '.join(n for n in known[part] if '=' not in n)}")
-        names = [n for n in names if getattr(args, part) or n not in NOT_BY_DEFAULT]
         chosen[part] = list(dict.fromkeys(column for name in names for column in groups.get(name, [name])))
     coded, numbers = ([[n for n in names if (n in numeric) == number] for names in chosen.values()] for number in (False, True))
     return {"wide": coded[0], "wide_numeric": numbers[0], "categorical": coded[1], "numeric": numbers[1]}
-
-
-def make_features(ds: Dataset, config: dict) -> Features:
-    tables = ds.tables
-    if config["refit"]:  # validation rows are training rows now: their ids are no longer new
-        known = ds.reviews[ds.reviews["split"] != "test"]
-        tables = {who: t.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(t))) for who, t in tables.items()}
-    return Features(tables, ds.vocabularies, config)
 
 
 def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
@@ -596,7 +543,7 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
         "last_training_timestamp": ds.index["last_training_timestamp"],
         "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
         "fingerprint": ds.index["fingerprint"],
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": platform.python_version()},
+        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
     }
 
 
@@ -607,40 +554,34 @@ def pack(column: pd.Series) -> Tensor | str:
     return json.dumps([None if pd.isna(value) else str(value) for value in column])
 
 
-def unpack(columns: dict[str, Tensor | str]) -> pd.DataFrame:
-    return pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy() for name, column in columns.items()})
-
-
-def save(saved: dict, path: Path) -> None:
+def save(path: Path, saved: dict) -> None:
     buffer = io.BytesIO()  # torch.save on a full disk raises a RuntimeError about its own container
     torch.save(saved, buffer)
-    path.write_bytes(buffer.getbuffer())
+    replace_file(path, lambda to: to.write_bytes(buffer.getbuffer()))
 
 
-def read_checkpoint(path: Path, remedy: str) -> dict:
-    """Open a checkpoint without running any code of it. Raises InputError that ends with the remedy."""
+@contextmanager
+def opened(path: Path, remedy: str) -> Iterator[dict]:
+    """A checkpoint's content, without running any code of it. Where the file is missing, damaged or hostile, also where this
+    only shows when it is used in the body of the `with`, InputError ends with the remedy."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["format"] != FORMAT:
-            raise ValueError(f"format {saved['format']}, this version reads {FORMAT}")
-        return saved
+        stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
+        yield saved
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {remedy}") from None
-    except Exception as error:  # whatever a damaged or hostile file provokes inside the unpickler
-        raise InputError(f"{path} is not a usable checkpoint ({type(error).__name__}); {remedy}") from None
+    except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
+        reason = "" if isinstance(error, UnpicklingError) else f": {str(error)[:200]}"
+        raise InputError(f"{path} is not a usable checkpoint ({type(error).__name__}{reason}); {remedy}") from None
 
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
-    """The trained model, ready to predict and recommend by raw id, from the checkpoint alone.
-
-    Raises InputError where the file is missing, damaged or not a checkpoint of this project.
-    """
-    path, device, remedy = Path(path), choose_device(device), "train it: python wide_deep_model.py"
-    saved = read_checkpoint(path, remedy)
-    try:
+    """The trained model, ready to predict and recommend by raw id, from the checkpoint alone; InputError where that is not possible."""
+    device = choose_device(device)
+    with opened(path, "train it: python wide_deep_model.py") as saved:
         return Recommender(saved, device)
-    except Exception as error:  # a file that opens but whose parts do not fit together
-        raise InputError(f"{path} does not hold a whole model ({type(error).__name__}: {str(error)[:200]}); {remedy}") from None
 
 
 def ablation_path(best: Path, part: str) -> Path:
@@ -650,18 +591,16 @@ def ablation_path(best: Path, part: str) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------- serving
 class Recommender:
-    """A trained model with all it needs to answer by raw id.
-
-    `config`, `history` (training_history.json's epochs), `fingerprint` and `dataset` say where it came from; `users`
-    and `items` are the tables of stage 1. Catalogue scores are those of the state and the last day of training.
-    """
+    """A trained model with all it needs to answer by raw id. `config`, `history` (training_history.json's epochs), `fingerprint`
+    and `dataset` say where it came from; `users` and `items` are the tables of stage 1. Catalogue scores are those of the state
+    and the last moment of training."""
 
     def __init__(self, saved: dict, device: str) -> None:
         self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
         self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
-        self.users, self.items = unpack(saved["users"]), unpack(saved["items"])
-        vocabularies = stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
-        self.features = Features({USER: self.users, ITEM: self.items}, vocabularies, self.config)
+        self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
+                                                for name, column in saved[table].items()}) for table in ("users", "items"))
+        self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.model = build_model(self.config, self.features)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
@@ -674,15 +613,12 @@ class Recommender:
         """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
         for who, table in self.features.tables.items():
             for name in self.features.vocabularies["categories"][who]:
-                if not table[name].between(0, self.features.size(name) - 1).all():
-                    raise ValueError(f"{name} codes out of range")
+                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
         offsets, items = self.seen_offsets, self.seen_items
-        if len(offsets) != len(self.users) + 1 or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
-            raise ValueError("seen items do not belong to the users")
-        if ((items < 1) | (items >= len(self.items))).any() or "title" not in self.items:
-            raise ValueError("items do not fit")
-        if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
-            raise ValueError("weights are not finite")
+        belong = len(offsets) == len(self.users) + 1 and offsets[0] == 0 and offsets[-1] == len(items) and (np.diff(offsets) >= 0).all()
+        stage1.require(belong, "seen items do not belong to the users")
+        stage1.require(((items >= 1) & (items < len(self.items))).all() and "title" in self.items, "items do not fit")
+        stage1.require(all(weight.isfinite().all() for weight in self.model.state_dict().values()), "weights are not finite")
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -706,12 +642,10 @@ class Recommender:
 
     @torch.inference_mode()
     def recommend(self, user: str, n: int = 10, keep_seen: bool = False, diversify: float = 0.0) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts.
-
-        Items of the user's history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify`
-        the best are chosen one by one, and each chosen item lowers the score of all others of its category by that much.
-        An unseen user gets what the model would show to anybody: items that are liked by many.
-        """
+        """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts. An unseen user gets
+        what the model would show to anybody: items that are liked by many. Items of the user's history are left out unless
+        `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best are chosen one by one, and each
+        chosen item lowers the score of all others of its category by that much."""
         code = encode_ids(self.user_index, [user])
         seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]]
         barred = torch.tensor([0] if keep_seen else [0, *seen.tolist()], device=self.device)
@@ -734,10 +668,8 @@ class Recommender:
     @torch.inference_mode()
     def score_catalogue(self, user_ids: np.ndarray, top: int = 0) -> np.ndarray:
         """Logits float32 [users, n_items + 1] of every item for encoded users; the unknown item, column 0, is -inf.
-
         With `top`, only those that can be among a user's `top` best outside its history need be exact, the others may be
-        estimates below them: over a large catalogue a fraction of the work.
-        """
+        estimates below them: over a large catalogue a fraction of the work."""
         user_ids, unknown = np.asarray(user_ids), torch.tensor([0], device=self.device)
         scores, of_users = self.wide_part(user_ids), self.first_of_users(user_ids)
         seen = self.seen_offsets[user_ids + 1] - self.seen_offsets[user_ids]
@@ -754,37 +686,39 @@ class Recommender:
         scores[:, 0] = -math.inf
         return scores.cpu().numpy()
 
-    # The catalogue pass. Each feature belongs to the user, the item, the moment, or to a pair (user and item's category).
-    # What is the item's and the moment's is done once, here. The first layer of the MLP is linear, so per user one vector
-    # per category completes it, for blocks of items whose activations stay in the cache.
-
     @torch.inference_mode()
     def prepare_catalogue(self) -> None:
-        features, owners = self.features, self.features.owners
-        user_rows = features.at_moment(np.arange(len(self.users)), np.zeros(len(self.users), int), self.moment)
-        item_rows = features.at_moment(np.zeros(len(self.items), int), np.arange(len(self.items)), self.moment)
-        self.user_codes, codes = (stage1.field_codes(rows, features.tables, features.vocabularies) for rows in (user_rows, item_rows))
-        self.item_wide, self.user_wide = self.model.bias.repeat(len(self.items)), self.model.bias.new_zeros(len(self.users))
-        self.values = {}  # of a field of the item in a cross with the user: distinct codes, and which of them each item has
-        for name in features.wide if self.config["component"] != "deep" else []:
-            if USER not in owners(name):
-                self.item_wide += self.wide_weights(name, features.wide_ids(name, codes))
-            elif ITEM in owners(name):
-                values, which = np.unique(codes[features.vocabularies["crosses"][name]["right"]], return_inverse=True)
-                self.values[name] = values, torch.from_numpy(which).to(self.device)
-        for at, name in enumerate(features.columns[: len(features.wide_numeric)] if self.config["component"] != "deep" else []):
-            of, rows = (self.user_wide, user_rows) if USER in owners(name) else (self.item_wide, item_rows)
-            of += self.model.linear[at] * torch.from_numpy(features.encode_numeric([name], rows)[:, 0]).to(self.device)
-        self.category = torch.from_numpy(codes["category"]).to(self.device).long()
+        """Each feature is the user's, the item's (or the moment's), or a pair's (of the user and, mostly, the item's category). What is one
+        side's alone is done once, here. The first layer of the MLP is linear, so per user one vector per category completes it."""
+        features, model, component = self.features, self.model, self.config["component"]
+        rows = {USER: features.at_moment(np.arange(len(self.users)), 0, self.moment), ITEM: features.at_moment(0, np.arange(len(self.items)), self.moment)}
+        codes = {who: stage1.field_codes(rows[who], features.tables, features.vocabularies) for who in rows}
+        self.user_codes, self.category = codes[USER], torch.from_numpy(codes[ITEM]["category"]).to(self.device).long()
+        self.wide_of, self.inputs, self.pairs = {}, {}, []  # by side, by side, crosses of both
+        for who in rows:
+            wide, deep, numeric = (torch.from_numpy(array).to(self.device) for array in features.encode(rows[who]))
+            self.wide_of[who], self.inputs[who] = model.bias.new_zeros(len(wide)), (deep, numeric[:, numeric.shape[1] - model.numeric :])
+            if component != "deep":
+                self.wide_of[who] += model.wide((wide + model.wide_offsets)[:, self.of(who, features.wide)]).sum((1, 2))
+                self.wide_of[who] += numeric[:, : model.wide_numeric] @ (model.linear[:, 0] * self.of(who, features.wide_numeric))
+        for name, offset in zip(features.wide, model.wide_offsets.tolist()):
+            if component != "deep" and features.side(name) == "pair":
+                spec = features.vocabularies["crosses"][name]
+                values, which = np.unique(codes[ITEM][spec["right"]], return_inverse=True)
+                self.pairs.append((spec, offset, values, torch.from_numpy(which).to(self.device)))
         self.shortcut = self.later_layers = None
-        if self.config["component"] != "wide":
-            self.later_layers = self.model.mlp[1:]
-            deep = len(features.columns) - len(features.numeric)
-            self.user_inputs, item_inputs = ([torch.from_numpy(a).to(self.device) for a in (codes, numeric[:, deep:])]
-                                             for _, codes, numeric in map(features.encode, (user_rows, item_rows)))
-            self.first_item = self.first_layer(*item_inputs, of_user=False) + self.model.mlp[0].bias
+        if component != "wide":
+            self.later_layers = model.mlp[1:]
+            names = [*np.repeat(features.categorical, model.embedding_dim), *features.numeric]  # of what the first layer reads
+            self.weights = {side: model.mlp[0].weight.T * self.of(side, names)[:, None] for side in (USER, ITEM, "pair")}
+            self.weights["pair"] = self.weights["pair"][self.of("pair", names)]
+            self.first_item = self.first_layer(ITEM, slice(None)) + model.mlp[0].bias
             if len(self.items) > 4 * SHORTLIST:
                 self.fit_shortcut()
+
+    def of(self, side: str, names: list[str]) -> Tensor:
+        """Mask of the features that belong to a side."""
+        return torch.tensor([self.features.side(name) == side for name in names], dtype=torch.bool, device=self.device)
 
     def fit_shortcut(self) -> None:
         """A linear layer in place of all after the first activation, by ridge regression on evenly spread users and items.
@@ -799,35 +733,24 @@ class Recommender:
         self.shortcut_error = 2 * (y - x @ weight).max()
         self.shortcut = lambda first: F.linear(activate(first), weight[None, :-1], weight[-1:])
 
-    def wide_weights(self, name: str, ids: np.ndarray) -> Tensor:
-        offset = int(self.model.wide_offsets[self.features.wide.index(name)])
-        return self.model.wide.weight[:, 0][torch.from_numpy(ids.astype(np.int64) + offset).to(self.device)]
-
-    def first_layer(self, deep: Tensor, numeric: Tensor, of_user: bool) -> Tensor:
+    def first_layer(self, who: str, ids: np.ndarray | slice) -> Tensor:
         """The part of the MLP's first layer [n, hidden[0]] that comes from the user's features, or from the item's and moment's."""
-        names, owners = (self.features.categorical, self.features.numeric), self.features.owners
-        side = [torch.tensor([owners(n) == {USER} if of_user else USER not in owners(n) for n in group], device=self.device) for group in names]
-        embeddings = self.model.embedding(deep + self.model.deep_offsets) * side[0][:, None]
-        return torch.cat([embeddings.flatten(1), numeric * side[1]], 1) @ self.model.mlp[0].weight.T
+        deep, numeric = (values[ids] for values in self.inputs[who])
+        return torch.cat([self.model.embedding(deep + self.model.deep_offsets).flatten(1), numeric], 1) @ self.weights[who]
 
     def wide_part(self, user_ids: np.ndarray) -> Tensor:
         """Wide part of the logits, bias included, [users, n_items + 1] on the device. Weights of a cross of user and item are
         looked up once per value of its item's field (a category, a bucket), then spread over the items that have it."""
-        wide, codes = self.item_wide + self.user_wide[user_ids, None], {name: values[user_ids] for name, values in self.user_codes.items()}
-        for name in self.features.wide if self.config["component"] != "deep" else []:
-            if name in self.values:
-                (values, which), spec = self.values[name], self.features.vocabularies["crosses"][name]
-                wide += self.wide_weights(name, stage1.cross_ids(codes[spec["left"]][:, None], values[None], spec))[:, which]
-            elif USER in self.features.owners(name):
-                wide += self.wide_weights(name, self.features.wide_ids(name, codes))[:, None]
+        wide = self.model.bias + self.wide_of[USER][user_ids, None] + self.wide_of[ITEM]
+        for spec, offset, values, which in self.pairs:
+            ids = torch.from_numpy(stage1.cross_ids(self.user_codes[spec["left"]][user_ids, None], values, spec)).to(self.device)
+            wide += self.model.wide.weight[ids.long() + offset, 0][:, which]
         return wide
 
     def deep_part(self, of_user: Tensor, wide: Tensor, barred: Tensor, top: int) -> Tensor:
-        """Deep part of a user's logits [n_items + 1], of whose first layer and whose wide part are given.
-
+        """Deep part of a user's logits [n_items + 1], whose first layer and wide part are given.
         With a shortcut, all get its estimates and the SHORTLIST best of them their exact values. That is enough if none of the
-        `top` best outside `barred` could come from elsewhere, even at the shortcut's worst error; else all are computed.
-        """
+        `top` best outside `barred` could come from elsewhere, even at the shortcut's worst error; else all are computed."""
         if self.shortcut and top:
             deep = self.after_first_layer(of_user, self.shortcut)
             guess = best(wide + deep, barred, SHORTLIST)
@@ -838,7 +761,7 @@ class Recommender:
         return self.after_first_layer(of_user, self.later_layers) if self.later_layers else torch.zeros_like(wide)
 
     def after_first_layer(self, of_user: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `layers` make of the first one's output for every item [n_items + 1], a block of items at a time."""
+        """What `layers` make of the first one's output for every item [n_items + 1], in blocks of items whose activations stay in the cache."""
         size = CATALOGUE_BLOCK if self.device == "cpu" else len(self.items)
         blocks = zip(self.first_item.split(size), self.category.split(size))
         return torch.cat([layers(of_user.index_select(0, category).add_(first)).squeeze(1) for first, category in blocks])
@@ -846,14 +769,11 @@ class Recommender:
     def first_of_users(self, user_ids: np.ndarray) -> Tensor:
         """The user's part of the first layer [users, categories, hidden[0]]; what the user did in a category differs among them."""
         if not self.later_layers:
-            return self.item_wide.new_empty(len(user_ids), 0, 0)
-        users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids][:, None], np.arange(len(self.features.vocabularies["category"])))
+            return torch.empty(len(user_ids), 0, 0)
+        users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids, None], np.arange(len(self.features.vocabularies["category"])))
         state = pd.DataFrame(stage1.pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
-        names = {n: name for n, name in enumerate(self.features.numeric) if name in PAIR_STATE}
-        values = torch.from_numpy(self.features.encode_numeric(list(names.values()), state)).to(self.device)
-        weight = self.model.mlp[0].weight.T[len(self.features.categorical) * self.model.embedding_dim :][list(names)]
-        of_users = self.first_layer(*(inputs[user_ids] for inputs in self.user_inputs), of_user=True)
-        return of_users[:, None] + (values @ weight).view(*users.shape, -1)
+        values = self.features.encode_numeric([name for name in self.features.numeric if name in PAIR_STATE], state)
+        return self.first_layer(USER, user_ids)[:, None] + (torch.from_numpy(values).to(self.device) @ self.weights["pair"]).view(*users.shape, -1)
 
 
 def best(score: Tensor, barred: Tensor, n: int) -> torch.return_types.topk:

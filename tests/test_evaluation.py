@@ -154,7 +154,9 @@ def test_flags_of_the_catalogue_protocol_change_only_what_they_say(run, data):
     assert plain["models"] == again["models"]
     for other in (kept, rated):
         assert other["models"]["popularity"]["catalogue"] != plain["models"]["popularity"]["catalogue"]
-        assert other["models"]["popularity"]["held_out"] == plain["models"]["popularity"]["held_out"]
+        assert other["models"]["wide_deep"]["held_out"] == plain["models"]["wide_deep"]["held_out"]
+    assert kept["models"]["popularity"]["held_out"] == plain["models"]["popularity"]["held_out"]
+    assert rated["models"]["popularity"]["held_out"] != plain["models"]["popularity"]["held_out"]  # it counts ratings then, not likes
     assert kept["models"]["popularity"]["catalogue"]["coverage@5"] < plain["models"]["popularity"]["catalogue"]["coverage@5"]
 
 
@@ -163,9 +165,9 @@ def test_choices_do_not_depend_on_test_labels(run, data):
     test = ds.reviews["split"] == "test"
     label = np.where(test, 1 - ds.reviews["label"], ds.reviews["label"]).astype(np.int8)
     other = relabelled(ds, label=label, rating=np.where(test, 6 - ds.reviews["rating"], ds.reviews["rating"]).astype(np.float32))
-    scorers = [me.fit_baselines(list(me.BASELINES), d, KnownModel(data[1]), np.random.default_rng(0)) for d in (ds, other)]
+    scorers = [me.fit_baselines(list(me.BASELINES), d, KnownModel(data[1]), "liked", np.random.default_rng(0)) for d in (ds, other)]
     users = np.arange(1, 40)
-    for name in me.BASELINES[:4]:
+    for name in ("popularity", "mean_bias", "item_knn", "als"):
         assert scorers[0][name].knobs == scorers[1][name].knobs
         np.testing.assert_array_equal(scorers[0][name].score_catalogue(users), scorers[1][name].score_catalogue(users))
 
@@ -176,14 +178,14 @@ def test_choices_do_depend_on_validation_labels(data):
     order = np.arange(len(ds.reviews))
     order[rows] = np.random.default_rng(0).permutation(rows)
     other = relabelled(ds, label=ds.reviews["label"].to_numpy()[order], rating=ds.reviews["rating"].to_numpy()[order])
-    fitted = [me.fit_baselines(list(me.BASELINES), d, KnownModel(truth), np.random.default_rng(0)) for d in (ds, other)]
+    fitted = [me.fit_baselines(list(me.BASELINES), d, KnownModel(truth), "liked", np.random.default_rng(0)) for d in (ds, other)]
     assert [s.knobs for s in fitted[0].values()] != [s.knobs for s in fitted[1].values()]
 
 
 def test_popularity_and_mean_bias_known_answers():
     train = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 1, 3], "rating": [5.0, 1.0, 5.0, 5.0], "label": [1, 0, 1, 1]})
     asked = pd.DataFrame({"user_id": [1, 3], "item_id": [1, 4]})
-    likes = me.popularity(train, (4, 5))
+    likes = me.popularity(me.interactions(train[train["label"] == 1], (4, 5)))
     assert likes.score_rows(asked).tolist() == [2, 0]
     assert likes.score_catalogue(np.array([1, 3])).tolist() == [[0, 2, 0, 1, 0]] * 2
     bias = me.mean_bias(train, (4, 5), (2, 1))
@@ -287,7 +289,7 @@ def test_refitted_models_meet_refitted_baselines(data):
     ds, truth = data
     model = KnownModel(truth)
     model.config["refit"] = True
-    likes = me.fit_baselines(["popularity"], ds, model, np.random.default_rng(0))["popularity"].score_catalogue(np.array([1]))[0]
+    likes = me.fit_baselines(["popularity"], ds, model, "liked", np.random.default_rng(0))["popularity"].score_catalogue(np.array([1]))[0]
     rows = ds.reviews[(ds.reviews["split"] != "test") & (ds.reviews["label"] == 1)]
     assert likes.sum() == len(rows)
 

@@ -226,7 +226,7 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
     args = stage2.parse_args(["--data-dir", str(data), "--wide", *WIDE, *QUICK])
     command = stage2.Run(args, ds)
     config = command.config | {"component": "wide-deep"}
-    features = stage2.make_features(ds, config)
+    features = stage2.Features(ds.tables, ds.vocabularies, config)
     training = stage2.Training(args, config, features, 0.8)
     ones = torch.ones(40_000, len(features.wide), dtype=torch.int32), torch.ones(40_000, len(features.categorical), dtype=torch.int32)
     wide, deep = training.hide_ids(*ones)
@@ -468,6 +468,8 @@ SHAPES = {
     "ids": ["--deep", "user_id", "item_id", "--wide", "user_id", "cross_rating_buckets"],
     "numbers": ["--deep", "user_avg_rating", "item_age_days"],
     "linear": ["--wide", "item_id", "user_avg_rating", "item_price", "item_age_days", "--deep", "item_price", "user_id", "user_review_count"],
+    "orders": ["--wide", "item_id", "user_avg_rating", "item_price", "item_age_days", "--deep", "item_age_days", "item_price", "user_category_avg_residual",
+               "user_avg_rating", "user_id"],
     "pairs": ["--deep", "item_id", "user_category_avg_residual"], "one-layer": ["--hidden", "7"],
 }
 
