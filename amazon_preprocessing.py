@@ -70,6 +70,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str) -> None:
         super().__init__(description=doc, formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}))
 
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        return super().add_argument(*names, **{"help": "default: %(default)s", **settings})
+
     def error(self, message: str) -> None:
         raise InputError(f"{message} (--help lists the flags)")
 
@@ -170,8 +173,7 @@ def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.
     repeated = repeated_pairs(rows)
     duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
     rows = rows[~repeated]
-    passes = None if args.core_passes == "until-stable" else int(args.core_passes)
-    before = len(rows)
+    before, passes = len(rows), None if args.core_passes == "until-stable" else int(args.core_passes)
     rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
     if rows.empty:
         raise InputError(f"{path}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
@@ -271,8 +273,7 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
     unsorted = np.argsort(order)
-    found = {name: value[unsorted] for name, value in found.items()}
-    return {name: value[:n] for name, value in found.items()}, {name: value[n:] for name, value in found.items()}
+    return tuple({name: value[unsorted[part]] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
 def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
@@ -774,17 +775,16 @@ def main(argv: list[str] | None = None) -> None:
     name = obtain(args)
     rows, rejected, attributes = read(args)
     rows, tables, vocabularies = build(args, rows, attributes)
-    users, items = tables.values()
-    index = make_index(args, name, rows, users, items, rejected, time.perf_counter() - started)
+    index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
     write_artifacts(
         args.output_dir,
         {
             REVIEWS: lambda path: write_reviews(path, rows),
-            USERS: lambda path: users.to_parquet(path, compression="zstd", index=False),
-            ITEMS: lambda path: items.to_parquet(path, compression="zstd", index=False),
+            USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
+            ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
             VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
             REJECTED: lambda path: write_rejected(path, rejected),
-            EXPLORATION: lambda path: plot_exploration(path, name, rows, users, items),
+            EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
         },
         index,
     )

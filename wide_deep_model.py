@@ -650,9 +650,8 @@ class Recommender:
         seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]]
         barred = torch.tensor([0] if keep_seen else [0, *seen.tolist()], device=self.device)
         wide = self.wide_part(code)[0]
-        candidates = 10 * n if diversify else n
-        deep = self.deep_part(self.first_of_users(code)[0], wide, barred, candidates)
-        found = best(wide + deep, barred, candidates)
+        deep = self.deep_part(self.first_of_users(code)[0], wide, barred, 0 if diversify else n)
+        found = best(wide + deep, barred, len(wide) if diversify else n)
         ids = found.indices[found.values > -math.inf]
         if diversify:
             category, score, chosen = self.category[ids], (wide + deep)[ids], []
