@@ -42,7 +42,7 @@ BEST_ELECTRONICS = BEST_DIGITAL_MUSIC = SMALL  # 2a, 2b
 BEST_ML100K = ["--objective rating --dropout 0.5 --epochs 60 --patience 3 --refit"]  # 2c
 BEST_ML1M = ["--objective rating --dropout 0.3 --epochs 40"]  # 2d
 BEST_CTR = ["--dropout 0.3 --epochs 40"]  # 3
-BEST_ANIME = ["--objective rating --dropout 0.3"]  # 5
+BEST_ANIME = ["--objective rating --dropout 0.3 --refit"]  # 5
 PAPER = [f"--wide-optimizer ftrl --wide-l1 {l1} --deep-optimizer adagrad --deep-lr 0.01 --hidden 1024 512 256 --ablations" for l1 in (0.1, 1, 10)]  # 6
 
 
@@ -96,7 +96,7 @@ REGRESSION = ["--objective rating --wide user_id item_id --deep user_id item_id 
 CTR = ["--wide user_id item_id --deep user_id item_id --embedding-dim 16 --hidden 16 16 --batch-norm --dropout 0.5 --deep-lr 1e-3 "
        "--weight-decay 1e-6 --batch-size 512 --epochs 100"]  # fmt: skip
 NO_IDS = ["--wide item_genres user_gender user_age_band cross_user_gender_user_age_band --deep item_genres user_gender user_age user_occupation "
-          "--embedding-dim 8 --hidden 64 32 16 --deep-optimizer adagrad --deep-lr 0.1 --wide-lr 0.1 --batch-size 4096 --epochs 10"]  # fmt: skip
+          "--embedding-dim 8 --hidden 64 32 16 --deep-optimizer adagrad --deep-lr 0.1 --wide-lr 0.1 --batch-size 4096 --epochs 10 --patience 10"]  # fmt: skip
 ANIME = ["--objective rating --wide item_site_score item_site_members item_genres --deep user_id item_id --embedding-dim 32 --hidden 128 64 "
          "--batch-size 64 --epochs 20"]  # fmt: skip
 RATED, FEW = "--relevant rated --keep-seen --k 5 10", "--ranking-users 200 --baselines popularity global_mean mean_bias"
