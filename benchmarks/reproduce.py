@@ -98,61 +98,6 @@ CTR = ["--wide user_id item_id --deep user_id item_id --embedding-dim 16 --hidde
 NO_IDS = ["--wide item_genres user_gender user_age_band cross_user_gender_user_age_band --deep item_genres user_gender user_age user_occupation "
           f"--embedding-dim 8 --hidden 64 32 16 --deep-optimizer adagrad --deep-lr {lr} --wide-lr 0.1 --batch-size 4096 --epochs 10 --patience 10"
           for lr in (0.1, 0.05)]  # fmt: skip
-ANIME = ["--objective rating --dropout 0.3 --refit"]  # 5
-PAPER = [f"--wide-optimizer ftrl --wide-l1 {l1} --deep-optimizer adagrad --deep-lr 0.01 --hidden 1024 512 256 --ablations" for l1 in (0.1, 1, 10)]  # 6
-
-
-# ------------------------------------------------------------------------------------------------------- the experiments
-@dataclass(frozen=True)
-class Experiment:
-    row: str  # of the table of published systems
-    system: str
-    protocol: str
-    metrics: dict[str, tuple[str, str]]  # name: (where in metrics.json, published figure)
-    preprocessing: str = ""  # flags; {data} {work} {run} are filled in
-    variants: tuple[str, ...] | list[str] = ()  # flags of training, one string per setting
-    evaluation: str = ""
-    runs: int = 3
-    threads: str = "2"  # of training; steps of tiny batches are slower on two threads than on one
-    surprise: tuple[str, ...] = ()  # baselines of scikit-surprise, see GRIDS
-    before: Callable[[Path, Path], None] | None = None  # (data, work): makes files first
-    runner: Callable[[Path, Path, int], dict] | None = None  # (data, folder, run) -> metrics.json, instead of the above
-
-
-def make_folds(data: Path, work: Path) -> None:
-    """MovieLens-1M in five random folds: work/1.base, work/1.test, ..."""
-    lines = (data / "ml-1m" / "ratings.dat").read_bytes().splitlines(keepends=True)
-    fold = np.random.default_rng(0).permutation(len(lines)) % 5 + 1
-    for n, part in itertools.product(range(1, 6), ("base", "test")):
-        (work / f"{n}.{part}").write_bytes(b"".join(itertools.compress(lines, (fold == n) == (part == "test"))))
-
-
-def amazon(features: str, figures: tuple[str, ...]) -> Experiment:
-    metrics = {name: (f"models.wide_deep.{'.'.join(path)}", str(value or "-")) for name in figures for value, path in [published.FIGURES[name]]}
-    file = Path("amazon") / "2014" / "reviews_Musical_Instruments_5.json.gz"
-    return Experiment("1", f"Amazon classification, {features} features", "Musical Instruments 5-core, random 80/10/10; published: rows of the training set",
-                      metrics, runs=5, runner=lambda data, folder, run: published.run(data / file, folder, features, run))  # fmt: skip
-
-
-def small_amazon(name: str) -> Experiment:
-    def run(data: Path, folder: Path, run: int) -> dict:
-        folder.mkdir()
-        return amazon_files.run(data / "amazon" / "2018" / f"{name}.json.gz", str(folder))
-
-    return Experiment("1", "Amazon classification, defaults", f"{name}, time split; tiny, no claim", {"AUC": (AUC, "-")}, runs=1, runner=run)
-
-
-AUC, RMSE, MAE = (f"models.wide_deep.ratings.{metric}" for metric in ("auc", "rmse", "mae"))
-ERRORS = {"RMSE": (RMSE, "1.2450"), "MAE": (MAE, "-")}
-LISTS = {"P@5": ("models.wide_deep.catalogue.precision@5", "0.0074"), "R@5": ("models.wide_deep.catalogue.recall@5", "0.0134"),
-         "MAP@5": ("models.wide_deep.catalogue.map@5", "0.0063")}  # fmt: skip
-SLICES = {f"RMSE, {name.replace('_', ' ')}s": (f"slices.{name}.rmse", "-") for name in ("warm_user", "cold_user", "cold_item")}
-REGRESSION = ["--objective rating --wide user_id item_id --deep user_id item_id --embedding-dim 64 --hidden 128 32 --wide-optimizer adam "
-              "--wide-lr 2e-3 --deep-lr 2e-3 --batch-size 4096 --epochs 25"]  # fmt: skip
-CTR = ["--wide user_id item_id --deep user_id item_id --embedding-dim 16 --hidden 16 16 --batch-norm --dropout 0.5 --deep-lr 1e-3 "
-       "--weight-decay 1e-6 --batch-size 512 --epochs 100"]  # fmt: skip
-NO_IDS = ["--wide item_genres user_gender user_age_band cross_user_gender_user_age_band --deep item_genres user_gender user_age user_occupation "
-          "--embedding-dim 8 --hidden 64 32 16 --deep-optimizer adagrad --deep-lr 0.1 --wide-lr 0.1 --batch-size 4096 --epochs 10 --patience 10"]  # fmt: skip
 ANIME = ["--objective rating --wide item_site_score item_site_members item_genres --deep user_id item_id --embedding-dim 32 --hidden 128 64 "
          "--batch-size 64 --epochs 20"]  # fmt: skip
 RATED, FEW = "--relevant rated --keep-seen --k 5 10", "--ranking-users 200 --baselines popularity global_mean mean_bias"
