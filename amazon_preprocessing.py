@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError
-from readers.formats import FORMATS, obtain, read_attributes, read_ratings
+from readers.formats import DAY_S, FORMATS, obtain, read_attributes, read_ratings
 
 # ----------------------------------------------------------------------------------------------------------------------
 UNKNOWN = "<unknown>"  # code 0 of every vocabulary, row 0 of both tables
@@ -57,7 +57,6 @@ DAMPING = 5.0  # an average counts as if this many ratings at the training mean 
 QUANTILES = 101  # knots of a numeric feature's distribution function
 PARQUET_ROW_GROUP = 262_144
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
-DAY_S = 86_400
 REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
 VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
 INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "features", "positive_threshold", "rating_range", "last_training_timestamp")
@@ -754,16 +753,16 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
 
 def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: float) -> dict:
     """dataset.json but for the files: what the later stages and a reader need to know about the data set."""
-    times = rows[TIMESTAMP]
+    times, train = rows[TIMESTAMP], rows["split"] == 0
     return {
         "name": name,
         "users": len(users) - 1,
         "items": len(items) - 1,
         "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
         "positive_rate": float(rows["label"].mean()),
-        "rating_range": [float(rows[RATING].min()), float(rows[RATING].max())],
+        "rating_range": [float(rows.loc[train, RATING].min()), float(rows.loc[train, RATING].max())],  # predictions are clipped to it
         **{key: getattr(args, key) for key in ("positive_threshold", "split", "features", "seed", "min_core")},
-        "last_training_timestamp": None if times.isna().any() else int(times[rows["split"] == 0].max()),
+        "last_training_timestamp": None if times.isna().any() else int(times[train].max()),
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
         "seconds": round(seconds, 2),

@@ -549,7 +549,7 @@ def print_table(report: dict) -> None:
     print(f"\n{models.to_string()}\nbase rate of likes in the test rows, what chance gives in a global list: {data['test_positive_rate']:.4f}\n")
     gaps = {f"wide_deep - {name}: {title}": entries[columns[title]] for name, entries in report["differences"].items()
             for title in ("RMSE", "AUC", f"catalogue NDCG@{k}") if columns.get(title) in entries}
-    for rows, number in ((gaps, "{:+.4f}"), (report["slices"], "{:.4f}")):
+    for rows, number in filter(lambda part: part[0], ((gaps, "{:+.4f}"), (report["slices"], "{:.4f}"))):  # no gaps without baselines
         table = pd.DataFrame.from_dict(rows, orient="index")
         print(table.to_string(na_rep="-", float_format=number.format, formatters={"interval": "[{0[0]:+.4f}, {0[1]:+.4f}]".format}) + "\n")
     print(f"recommend: p50 {t['p50']:.1f}, p95 {t['p95']:.1f}, p99 {t['p99']:.1f} ms over {t['catalogue_items']:,} items on "
@@ -724,7 +724,7 @@ def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generat
     shape, split, results = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy(), {}
     pairs, test = ds.reviews[["user_id", "item_id", "rating"]], ds.reviews[split == "test"]
     train = pairs[split == "train"]
-    rows = TestRows(test, [float(train["rating"].min()), float(train["rating"].max())])
+    rows = TestRows(test, ds.index["rating_range"])
     relevant = interactions(test if args.relevant == "rated" else test[test["label"].to_numpy() == 1], shape)
     seen = interactions(pairs[(split != "test") & (not args.keep_seen)], shape)
     catalogue = Catalogue(relevant, seen, args.ranking_users, rng)

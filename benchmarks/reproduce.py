@@ -34,6 +34,9 @@ import published
 from scipy.stats import t
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from wide_deep_model import quality  # noqa: E402
 
 # ------------------------------------------------------------------------------------- our settings, one list per experiment
 MEANS = " ".join(f"{who}_{name}" for who in ("user", "item") for name in ("review_count", "avg_rating", "avg_residual"))
@@ -148,11 +151,6 @@ def script(name: str, folder: Path, flags: list[str], seed: int, threads: str = 
     return time.perf_counter() - begin
 
 
-def validation_quality(history: list[dict]) -> float:
-    """Higher is better: of the best epoch, its AUC or minus its RMSE."""
-    return max(epoch.get("validation_auc", -np.inf) if "validation_rmse" not in epoch else -epoch["validation_rmse"] for epoch in history)
-
-
 def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tuple[dict, float, float]:
     """metrics.json of one run, with the baselines of scikit-surprise among its models; seconds in all and of training."""
     begin = time.perf_counter()
@@ -163,18 +161,18 @@ def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tu
     if not folder.exists():
         folder.mkdir()
         script("amazon_preprocessing.py", folder, flags, run)
-    quality, training = [], 0.0
+    validation, training = [], 0.0
     for number, variant in enumerate(e.variants[:1] if quick else e.variants):
         flags = ["--checkpoint", f"{number}.pt", *variant.split(), *(["--epochs", "3"] if quick else [])]
         training += script("wide_deep_model.py", folder, flags, run, e.threads)
-        quality.append(validation_quality(json.loads((folder / "training_history.json").read_text())["epochs"]))
-    chosen = int(np.argmax(quality))
+        validation.append(max(map(quality, json.loads((folder / "training_history.json").read_text())["epochs"])))
+    chosen = int(np.argmax(validation))
     replicates = "200" if quick else "1000" if e.runs == 1 else "0"
     script("model_evaluation.py", folder, ["--checkpoint", f"{chosen}.pt", "--bootstrap", replicates, *e.evaluation.split()], run)
     metrics, seconds = json.loads((folder / "metrics.json").read_text()), time.perf_counter() - begin
     metrics["surprise"] = surprise_baselines(folder, e.surprise, "--refit" in e.variants[chosen].split(), run, quick) if e.surprise else {}
-    validation = ", ".join(f"{q:.4f}" for q in quality)
-    print(f"{e.row} {e.system}, run {run}: validation {validation} -> {e.variants[chosen]}; {seconds:.0f} s", file=sys.stderr, flush=True)
+    tried = ", ".join(f"{v:.4f}" for v in validation)
+    print(f"{e.row} {e.system}, run {run}: validation {tried} -> {e.variants[chosen]}; {seconds:.0f} s", file=sys.stderr, flush=True)
     return metrics, seconds, training
 
 

@@ -5,7 +5,7 @@ what a line lacks, or what cannot be parsed, is null. A line that has no row sha
 fields) is a row of nulls whose `problem` says why. `readers.formats` separates usable lines from the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,3 +64,23 @@ def collect(read: Callable[[Path], Iterator[pa.Table]], sources: list[tuple[Path
         codes = table[name].combine_chunks().dictionary_encode()
         rows[name] = pd.Categorical.from_codes(codes.indices.fill_null(-1).to_numpy(zero_copy_only=False), codes.dictionary.to_pandas())
     return pd.DataFrame(rows | {"problem": table["problem"].to_pandas()})
+
+
+def find_file(path: Path, names: Collection[str], what: str) -> Path:
+    """The first of these names that a folder holds; a file is itself."""
+    found = first_file(path, names) if path.is_dir() else path
+    if not found:
+        raise InputError(f"{path}: no {what} ratings in this folder ({', '.join(names)}); give the file itself or another folder")
+    return found
+
+
+def first_file(folder: Path, names: Collection[str]) -> Path | None:
+    """The first of these names that the folder holds."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def to_table(rows: dict[str, tuple], kind: str, columns: dict[str, str]) -> pd.DataFrame:
+    """One row per id; `columns` are names and dtypes, given even where all values are missing."""
+    values = zip(*rows.values()) if rows else [()] * len(columns)
+    index = pd.Index(list(rows), dtype="str", name=kind)
+    return pd.DataFrame({name: pd.Series(list(v), index, dtype) for (name, dtype), v in zip(columns.items(), values)}, index)

@@ -23,10 +23,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from readers import ITEM, RATING, USER, Attributes, InputError
+from readers import ITEM, RATING, USER, Attributes, InputError, find_file, first_file, to_table
 from readers.delimited import Layout, guess_delimiter, peek, read_rows, split_lines
 from readers.lines import Block
-from readers.movielens import find_file, first_file, to_table
 
 # A collection's ratings file, and the files of titles and of users that have the same ids. The sample is renumbered, and so is
 # its anime_info.dat, though its documentation calls the ids those of the site: both files run from 1 to 7,390, and the site's

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError
+from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError, find_file, first_file, to_table
 from readers.delimited import Layout, peek, read_rows, split_lines
 from readers.lines import read_blocks
 
@@ -43,19 +43,6 @@ ITEM_COLUMNS = {"title": "str", "category": "str", "genres": "object", "release_
 def find_ratings(path: Path) -> Path:
     """The ratings file of a folder; a file is itself."""
     return find_file(path, ("u.data", "ratings.dat", "ratings.csv"), "MovieLens")
-
-
-def find_file(path: Path, names: Collection[str], what: str) -> Path:
-    """The first of these names that a folder holds; a file is itself."""
-    found = first_file(path, names) if path.is_dir() else path
-    if not found:
-        raise InputError(f"{path}: no {what} ratings in this folder ({', '.join(names)}); give the file itself or another folder")
-    return found
-
-
-def first_file(folder: Path, names: Collection[str]) -> Path | None:
-    """The first of these names that the folder holds."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def read_ratings(path: Path) -> Iterator[pa.Table]:
@@ -102,13 +89,6 @@ def read_attributes(path: Path, users: set[str], items: set[str]) -> Attributes:
 
     of_users = read(("u.user", "users.dat"), users, USER, USER_COLUMNS)
     return Attributes(of_users, read(("u.item", "movies.dat", "movies.csv"), items, ITEM, ITEM_COLUMNS), rejected)
-
-
-def to_table(rows: dict[str, tuple], kind: str, columns: dict[str, str]) -> pd.DataFrame:
-    """One row per id; `columns` are names and dtypes, given even where all values are missing."""
-    values = zip(*rows.values()) if rows else [()] * len(columns)
-    index = pd.Index(list(rows), dtype="str", name=kind)
-    return pd.DataFrame({name: pd.Series(list(v), index, dtype) for (name, dtype), v in zip(columns.items(), values)}, index)
 
 
 def _text(path: Path) -> str:

@@ -31,7 +31,8 @@ def planted(n_users=300, n_items=120, n_rows=6000, seed=0):
     tables = [pd.DataFrame({who: [f"{who}{i}" for i in range(n + 1)], "train_count": np.bincount(code[split == "train"], minlength=n + 1)})
               for who, n, code in (("user", n_users, user), ("item", n_items, item))]
     index = {"name": "planted", "users": n_users, "items": n_items, "rows": {s: int((split == s).sum()) for s in SPLITS},
-             "fingerprint": "f", "positive_rate": float(reviews["label"].mean()), "split": "random", "features": "honest"}
+             "fingerprint": "f", "positive_rate": float(reviews["label"].mean()), "split": "random", "features": "honest",
+             "rating_range": [float(reviews["rating"].min()), float(reviews["rating"].max())]}
     return Dataset(None, index, reviews, *tables, {}), (user_factor, item_factor, item_bias)
 
 
@@ -354,3 +355,10 @@ def test_help_prints_every_default(capsys):
     text = "".join(capsys.readouterr().out.split())
     for name, value in vars(me.parse_args([])).items():
         assert f"default:{''.join(str(value).split())})" in text, name
+
+
+def test_the_table_without_baselines_or_intervals_has_no_empty_parts(run, capsys):
+    for flags in (("--baselines", "--bootstrap", 20), ("--baselines", "popularity", "--bootstrap", 0)):
+        run(*flags)
+        printed = capsys.readouterr().out
+        assert "wide_deep" in printed and "cold_user" in printed and "Empty" not in printed and "nan" not in printed.lower()

@@ -159,3 +159,58 @@ def test_shuffled_labels_leave_nothing_to_learn(tmp_path, seed, split):
 def test_shuffled_labels_expose_the_leaky_features(tmp_path, split):
     auc, half = auc_of_shuffled_ratings(tmp_path, 1, "--split", split, "--features", "as-published")
     assert auc > 0.5 + half
+
+
+# ------------------------------------------------------------------------------------- logs without times, ratings as targets
+
+
+def prepared_without_times(folder, log, *flags: str):
+    folder.mkdir(exist_ok=True)
+    log[["user", "item", "rating"]].to_csv(folder / "log.csv", index=False)
+    stage1.main(["--input", str(folder / "log.csv"), "--columns", "user=user,item=item,rating=rating", "--split", "random",
+                 "--output-dir", str(folder / "processed_data"), *flags])
+    return stage1.load_dataset(folder / "processed_data")
+
+
+def test_without_times_held_out_ratings_change_no_feature_of_any_row(tmp_path):
+    log = random_log(1200, 60, 50)
+    before = prepared_without_times(tmp_path / "before", log)
+    raw = list(zip(log["user"].astype(str), log["item"].astype(str)))
+    held = np.array([pair in raw_pairs(before, "validation") | raw_pairs(before, "test") for pair in raw])
+    assert 200 < held.sum() < 300
+    log["rating"] = log["rating"].where(~held, 6 - log["rating"])
+    after = prepared_without_times(tmp_path / "after", log)
+    assert differing_columns(before, after) <= {"rating", "label"}
+    assert before.index["rating_range"] == after.index["rating_range"]
+
+
+def test_without_times_a_training_row_does_not_know_its_own_rating(tmp_path):
+    """The rating of one training row moves features of other rows, never its own."""
+    log = random_log(1200, 60, 50)
+    before = prepared_without_times(tmp_path / "before", log)
+    raw = list(zip(log["user"].astype(str), log["item"].astype(str)))
+    moved = 0
+    for line in np.flatnonzero([pair in raw_pairs(before, "train") for pair in raw])[[3, 400, 801]]:
+        other = log.assign(rating=log["rating"].where(log.index != line, 6 - log["rating"]))
+        after = prepared_without_times(tmp_path / "after", other)
+        names = [name for name in before.vocabularies["numeric"] if name in before.reviews]
+        user, item = before.users["user"].tolist().index(raw[line][0]), before.items["item"].tolist().index(raw[line][1])
+        own = ((before.reviews["user_id"] == user) & (before.reviews["item_id"] == item)).to_numpy()
+        differs = ~np.isclose(before.reviews[names], after.reviews[names], rtol=1e-6, equal_nan=True).all(axis=1)
+        assert own.sum() == 1 and not differs[own].any()
+        moved += differs.sum()
+    assert moved > 10
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_shuffled_ratings_cannot_be_predicted_better_than_by_their_mean(tmp_path, timed):
+    log = random_log(4500, 200, 120, seed=3)
+    log["rating"] = np.random.default_rng(7).permutation(log["rating"])
+    ds = prepared(tmp_path, log, "--split", "random", "--test-fraction", "0.3") if timed else prepared_without_times(tmp_path, log, "--test-fraction", "0.3")
+    model = train(tmp_path, "--epochs", "6", "--deep-lr", "0.005", "--objective", "rating")
+    test, mean = ds.reviews[ds.reviews["split"] == "test"], ds.reviews.loc[ds.reviews["split"] == "train", "rating"].mean()
+    gain = (test["rating"] - mean) ** 2 - (np.clip(model.score_rows(test), 1, 5) - test["rating"]) ** 2
+    assert gain.mean() < 3.29 * gain.std() / np.sqrt(len(test))  # not above 0 beyond its 99.9 % interval
+    if not timed:
+        leak = ds.reviews.loc[ds.reviews["split"] == "train"]
+        assert abs(np.corrcoef(leak["rating"], leak["user_avg_residual"].fillna(0))[0, 1]) < 0.08
