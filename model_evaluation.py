@@ -19,7 +19,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -259,7 +258,7 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 class Scorer:
     kind: str  # "logit": sigmoid(score) is P(like); "rating": on the rating scale; "order": only the order says something
     score_rows: Callable[[pd.DataFrame], np.ndarray]
-    score_catalogue: Callable[[np.ndarray], np.ndarray]  # user codes -> [users, items + 1]
+    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; None for deep only: its lists would have no pairs
     knobs: dict = field(default_factory=dict)
 
 
@@ -385,8 +384,8 @@ class Result:
     """What one model's scores gave. Metrics are named "protocol.metric"."""
     kind: str
     score: np.ndarray  # [test rows]
-    lists: np.ndarray  # [ranked users, K] item codes
-    hits: np.ndarray
+    lists: np.ndarray | None = None  # [ranked users, K] item codes; None for a model without lists
+    hits: np.ndarray | None = None
     means: list[Callable[[np.ndarray], dict]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -425,7 +424,7 @@ def list_protocols(result: Result, rows: TestRows, ks: list[int]) -> None:
 
 def catalogue_protocol(results: dict, catalogue: Catalogue, rows: TestRows, train: csr_matrix, ks: list[int], rng: np.random.Generator) -> None:
     """All models, {name: Result}, at once: diversity needs one table of similarities. train: [users + 1, items + 1] the training rows."""
-    history = np.diff(train.indptr)
+    history, results = np.diff(train.indptr), {name: result for name, result in results.items() if result.lists is not None}
     share = np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1) / np.count_nonzero(history)  # never rated: as if once
     order = rng.permutation(len(history))  # beyond the budget the similarity is that of a random sample of users
     sample = order[np.cumsum(history[order].astype(float) ** 2) <= DIVERSITY_WORK]
@@ -652,7 +651,7 @@ def draw_tail(ax, results: dict[str, Result], item_count: np.ndarray, k: int) ->
     """Share of the places in the lists by popularity of the item, and how much of the catalogue is listed at all."""
     n, group = len(item_count) - 1, np.zeros(len(item_count), int)
     group[1 + np.argsort(-item_count[1:], kind="stable")] = np.searchsorted([0.01, 0.1, 0.5], (np.arange(n) + 0.5) / n)
-    listed = {name: results[name].lists[:, :k] for name in reversed(results)}
+    listed = {name: results[name].lists[:, :k] for name in reversed(results) if results[name].lists is not None}
     counts = {"every item alike": np.bincount(group[1:], minlength=4), "training rows": np.bincount(group, weights=item_count, minlength=4)}
     counts |= {name: np.bincount(group[lists[lists >= 0]], minlength=4) for name, lists in listed.items()}
     share = pd.DataFrame({name: part / max(part.sum(), 1) for name, part in counts.items()}, index=["top 1 %", "1-10 %", "10-50 %", "rest"])
@@ -732,7 +731,7 @@ def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generat
         with timed(seconds, f"score_rows.{name}"):
             score = s.score_rows(test)
         with timed(seconds, f"catalogue.{name}"):
-            results[name] = Result(s.kind, score, *catalogue.rank(s.score_catalogue, args.k[-1], name))
+            results[name] = Result(s.kind, score, *(catalogue.rank(s.score_catalogue, args.k[-1], name) if s.score_catalogue else ()))
     with timed(seconds, "metrics"):
         if len(catalogue.users):
             catalogue_protocol(results, catalogue, rows, interactions(train, shape), args.k, rng)
@@ -770,7 +769,7 @@ def main(argv: list[str] | None = None) -> None:
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])
     kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
-    fitted |= {name: Scorer(kind, m.score_rows, partial(m.score_catalogue, top=args.k[-1])) for name, m in models.items()}
+    fitted |= {name: Scorer(kind, m.score_rows, None if name == "deep_only" else m.score_catalogue) for name, m in models.items()}
     scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
     results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
     with timed(seconds, "bootstrap"):

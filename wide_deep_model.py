@@ -8,6 +8,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
+    list score(u, i) = sum over the items j that u liked of pair[j, i]: which of all items comes next (fit_pairs)
 
 In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
@@ -19,8 +20,7 @@ import resource
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,6 +28,7 @@ from pickle import UnpicklingError
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix, diags, issparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -44,9 +45,11 @@ EMBEDDING_STD = 0.005
 ADAGRAD_START = 10.0
 ROW_ADAM_EPS = 10.0
 SCORE_BLOCK = 65_536  # rows scored at a time
-CATALOGUE_BLOCK = 2_048  # candidates scored at a time on a CPU, so that activations stay in its cache
-SHORTLIST = 512  # items of a large catalogue that are scored in full when only the best are asked for, after a first pass over all
-FORMAT = 2  # of the checkpoint
+PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (30.0, 100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
+DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
+RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
+USER_BLOCK, CHOICE_USERS = 256, 2_000  # users whose lists are scored at a time; validation users who choose the penalty, at most
+FORMAT = 3  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -161,14 +164,6 @@ class Features:
         moment = stage1.encode_moments(np.array([now]), self.vocabularies)
         return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
 
-    def side(self, name: str) -> str:
-        """What a feature depends on where a user meets the items at one moment: "user", "item" (or the moment), or a "pair" of both."""
-        spec = self.vocabularies["crosses"].get(name)
-        fields = [spec["left"], spec["right"]] if spec else [name]
-        of_user = any(field.startswith("user_") for field in fields)
-        of_item = name in PAIR_STATE or not all(field.startswith("user_") or field in (*CONTEXT, *OWN_TEXT) for field in fields)
-        return "pair" if of_user and of_item else USER if of_user else ITEM
-
 
 # ---------------------------------------------------------------------------------------------------------------- model
 class WideDeep(nn.Module):
@@ -195,17 +190,22 @@ class WideDeep(nn.Module):
                 layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
-    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
-        """ids [n, W], [n, C] and values [n, N] -> logit [n]. The wide part reads the first numeric columns, the deep part the last."""
-        logit = self.bias
+    def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        """ids [n, W], [n, C] and values [n, N] -> wide part with the bias, and deep part, of the logit [n]. The wide part reads the
+        first numeric columns, the deep part the last."""
+        memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
         if self.component != "deep":
-            logit = logit + self.wide(wide + self.wide_offsets).sum((1, 2))  # of [n, W, 1]
+            memory = memory + self.wide(wide + self.wide_offsets).sum((1, 2))  # of [n, W, 1]
             if self.wide_numeric:
-                logit = logit + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
+                memory = memory + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
             embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
-            logit = logit + self.mlp(torch.cat([embeddings.flatten(1), numeric[:, numeric.shape[1] - self.numeric :]], 1)).squeeze(1)
-        return logit
+            generalisation = self.mlp(torch.cat([embeddings.flatten(1), numeric[:, numeric.shape[1] - self.numeric :]], 1)).squeeze(1)
+        return memory, generalisation
+
+    def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
+        """The logit [n]."""
+        return torch.add(*self.parts(wide, deep, numeric))
 
 
 def build_model(config: dict, features: Features) -> WideDeep:
@@ -419,6 +419,62 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
     model.load_state_dict(state)
 
 
+# ---------------------------------------------------------------------------------------------------------------- lists
+def likes_of(rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> csr_matrix:
+    """Histories [users + 1, items + 1]: 1 where a row is a like. The unknown item, column 0, is 1 for everybody: a constant."""
+    liked, everybody = rows.loc[rows["label"] == 1, ["user_id", "item_id"]].to_numpy(), np.arange(len(tables[USER]))
+    user, item = np.concatenate([liked, np.stack([everybody, 0 * everybody], axis=1)]).T
+    return csr_matrix((np.ones(len(user), np.float32), (user, item)), (len(everybody), len(tables[ITEM])))
+
+
+def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
+    """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2), in closed form: ridge regression
+    of every item on the others (EASE, Steck 2019), held back more where an item has more likes (as if inputs dropped out: EDLAE,
+    Steck 2020), long histories counting less. Over more than RIDGE_ITEMS items each is regressed on its most similar ones only.
+    The weight from an item to itself is -1: a pair occurs once in a log, so what was liked does not come next."""
+    likes = np.diff(history.indptr) - 1
+    weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
+    inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
+    gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / weight.sum()), dtype=np.float32)
+    held_back = gram.diagonal() * DENOISE + penalty
+    if len(held_back) <= RIDGE_ITEMS:
+        inverse = torch.linalg.inv(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32)))
+        pairs = (-inverse / inverse.diagonal()).contiguous().numpy()  # by rows, as the product with histories reads it
+        np.fill_diagonal(pairs, -1)
+        pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
+        return pairs
+    norm, columns = np.sqrt(np.maximum(gram.diagonal(), 1)), []
+    for item in tqdm(range(len(norm)), desc="pairs of items", disable=None, leave=False):
+        others, products = (part[gram.indptr[item] : gram.indptr[item + 1]] for part in (gram.indices, gram.data))
+        others = others[np.argsort(-products / norm[others] * (others != item), kind="stable")[:NEIGHBOURS]]
+        others = others[others != item]
+        weights = np.linalg.solve(gram[others][:, others].toarray() + np.diag(held_back[others]), gram[others, item].toarray().ravel())
+        columns.append((np.append(others, item), np.append(weights, -1)))
+    items, values = (np.concatenate(part) for part in zip(*columns))
+    return csr_matrix((values.astype(np.float32), (items, np.repeat(np.arange(len(norm)), [len(c[0]) for c in columns]))), gram.shape)
+
+
+def list_scores(history: csr_matrix, pairs: np.ndarray | csr_matrix) -> np.ndarray:
+    """float32 [histories, items + 1]; the unknown item, column 0, scores -inf."""
+    scores = history @ pairs
+    scores = scores.toarray() if issparse(scores) else scores
+    scores[:, 0] = -math.inf
+    return scores
+
+
+def list_quality(history: csr_matrix, pairs: np.ndarray | csr_matrix, held: csr_matrix) -> float:
+    """Mean NDCG@10 of the validation users' likes among all items outside their history."""
+    users, gains = np.flatnonzero(np.diff(held.indptr) > 1), [np.empty(0)]
+    users = users[:: len(users) // CHOICE_USERS + 1]
+    for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
+        score, relevant = list_scores(history[part], pairs), held[part].toarray()
+        score[history[part].nonzero()] = -math.inf
+        hits = np.take_along_axis(relevant, np.argsort(-score, axis=1, kind="stable")[:, :10], axis=1)
+        discount = 1 / np.log2(np.arange(2, 2 + hits.shape[1]))
+        gains.append(hits @ discount / np.cumsum(discount)[np.minimum(relevant[:, 1:].sum(axis=1).astype(int), hits.shape[1]) - 1])
+    return float(np.concatenate(gains).mean()) if len(users) else 0.0
+
+
 class Run:
     """The phases of one command: the model; with --refit once more on all its rows; with --ablations its parts alone."""
 
@@ -429,6 +485,7 @@ class Run:
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
         self.histories = self.load_last() if args.resume else {}  # of the phases that began, in their order
         self.resumed = [*self.histories]  # the last of them is where to go on, those before are finished
+        self.lists = {}  # by whether validation rows count as well
 
     def load_last(self) -> dict[str, list[dict]]:
         with opened(self.last, "start without --resume") as saved:
@@ -458,7 +515,7 @@ class Run:
         known, held = self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], self.ds.reviews[split == "validation"]
         tables = {who: table.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(table))) for who, table in self.ds.tables.items()}
         features = Features(tables, self.ds.vocabularies, config)  # with --refit fewer ids are new
-        served = self_contained(self.ds, features, config)
+        served = self_contained(self.ds, features, config) | {"lists": self.fit_lists(refit) if component != "deep" else {}}
         train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
         training = Training(args, config, features, float(train.tensors[-1].mean()))
         if name in self.resumed:
@@ -491,6 +548,21 @@ class Run:
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
         print(f"{name}: {describe(final)} -> {path}")
+
+    def fit_lists(self, refit: bool) -> dict[str, dict[str, Tensor]]:
+        """What lists are made of, the same for all models of a run: histories, and pairs whose penalty the validation users choose."""
+        if refit not in self.lists:
+            split, chosen = self.ds.reviews["split"], PENALTIES[-2]
+            train, held = (likes_of(self.ds.reviews[split == name], self.ds.tables) for name in ("train", "validation"))
+            if train.shape[1] <= RIDGE_ITEMS:
+                bar = tqdm(PENALTIES, desc="penalty of the pairs", disable=None, leave=False)
+                chosen = max(bar, key=lambda knobs: list_quality(train, fit_pairs(train, *knobs), held))
+            history = train.maximum(held) if refit else train
+            pairs = fit_pairs(history, *chosen)
+            if not refit:
+                print(f"lists: penalty {chosen[0]:g}, constant {chosen[1]}, validation NDCG@10 {list_quality(train, pairs, held):.4f}", flush=True)
+            self.lists[refit] = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
+        return self.lists[refit]
 
     def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
@@ -554,6 +626,21 @@ def pack(column: pd.Series) -> Tensor | str:
     return json.dumps([None if pd.isna(value) else str(value) for value in column])
 
 
+def pack_matrix(matrix: np.ndarray | csr_matrix) -> dict[str, Tensor]:
+    parts = {"offsets": matrix.indptr, "items": matrix.indices, "values": matrix.data} if issparse(matrix) else {"values": matrix}
+    return {name: torch.from_numpy(part) for name, part in parts.items()}
+
+
+def unpack_matrix(saved: dict[str, Tensor], shape: tuple[int, int]) -> np.ndarray | csr_matrix:
+    """What pack_matrix packed; ValueError where it is damaged, because a product of matrices does not look at the codes again."""
+    values = saved["values"].numpy()
+    if whole := "offsets" in saved:
+        values = csr_matrix((values, saved["items"].numpy(), saved["offsets"].numpy()), shape)
+        values.check_format()
+    stage1.require(values.shape == shape and values.dtype == np.float32 and np.isfinite(values.data if whole else values).all(), "pairs do not fit the items")
+    return values
+
+
 def save(path: Path, saved: dict) -> None:
     buffer = io.BytesIO()  # torch.save on a full disk raises a RuntimeError about its own container
     torch.save(saved, buffer)
@@ -606,8 +693,11 @@ class Recommender:
         self.model.to(device).eval()
         self.seen_offsets, self.seen_items = saved["seen"]["offsets"].numpy(), saved["seen"]["items"].numpy()
         self.check_codes()
+        rows = {"likes": len(self.users), "pairs": len(self.items)} if saved["lists"] else {}
+        found = {name: unpack_matrix(saved["lists"][name], (n, len(self.items))) for name, n in rows.items()}
+        self.likes, self.pairs = found.get("likes"), found.get("pairs")
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
-        self.prepare_catalogue()
+        self.predict([""], [""])  # what is damaged and only shows in use shows here
 
     def check_codes(self) -> None:
         """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
@@ -640,144 +730,49 @@ class Recommender:
         logit = self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
 
-    @torch.inference_mode()
-    def recommend(self, user: str, n: int = 10, keep_seen: bool = False, diversify: float = 0.0) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score (a logit), and its wide and deep parts. An unseen user gets
-        what the model would show to anybody: items that are liked by many. Items of the user's history are left out unless
-        `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best are chosen one by one, and each
-        chosen item lowers the score of all others of its category by that much."""
-        code = encode_ids(self.user_index, [user])
-        seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]]
-        barred = torch.tensor([0] if keep_seen else [0, *seen.tolist()], device=self.device)
-        wide = self.wide_part(code)[0]
-        deep = self.deep_part(self.first_of_users(code)[0], wide, barred, 0 if diversify else n)
-        found = best(wide + deep, barred, len(wide) if diversify else n)
-        ids = found.indices[found.values > -math.inf]
-        if diversify:
-            category, score, chosen = self.category[ids], (wide + deep)[ids], []
-            while len(chosen) < min(n, len(ids)):
-                chosen.append(int(score.argmax()))
-                score[category == category[chosen[-1]]] -= diversify
-                score[chosen[-1]] = -math.inf
-            ids = ids[chosen]
-        columns = {name: part[ids].cpu().numpy() for name, part in (("score", wide + deep), ("wide", wide), ("deep", deep))}
-        names = {name: self.items[name].iloc[ids.cpu().numpy()].to_numpy() for name in ("item", "title")}
-        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, **columns})
+    def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
+        """The n best items for a raw user id: rank, item, title, score, and its wide and deep parts. With `history`, raw ids of items that
+        somebody liked, for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the
+        history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best
+        are chosen one by one, and each chosen item lowers the score of all others of its category by that much."""
+        code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
+        wide, deep = self.list_parts(code, None if history is None else known)
+        seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]] if history is None else known
+        score, category, ids = wide + deep, self.items["category"].to_numpy(), []
+        score[[] if keep_seen else seen] = -math.inf
+        left = score.copy()
+        while diversify and len(ids) < n and left.max() > -math.inf:
+            ids.append(int(left.argmax()))
+            left[category == category[ids[-1]]] -= diversify
+            left[ids[-1]] = -math.inf
+        ids = ids if diversify else best(score, n)
+        names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": score[ids], "wide": wide[ids], "deep": deep[ids]})
 
     @torch.inference_mode()
-    def score_catalogue(self, user_ids: np.ndarray, top: int = 0) -> np.ndarray:
-        """Logits float32 [users, n_items + 1] of every item for encoded users; the unknown item, column 0, is -inf.
-        With `top`, only those that can be among a user's `top` best outside its history need be exact, the others may be
-        estimates below them: over a large catalogue a fraction of the work."""
-        user_ids, unknown = np.asarray(user_ids), torch.tensor([0], device=self.device)
-        scores, of_users = self.wide_part(user_ids), self.first_of_users(user_ids)
-        seen = self.seen_offsets[user_ids + 1] - self.seen_offsets[user_ids]
+    def list_parts(self, user: np.ndarray, history: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Wide and deep part [n_items + 1] of every item's score for an encoded user [1], or for a history of encoded items. Lists come from
+        the pairs alone; without them, in a model that is only deep, from the network."""
+        if self.pairs is not None:
+            items = np.unique(np.append(0, history)) if history is not None else self.likes[user].indices
+            wide = list_scores(csr_matrix((np.ones(len(items), np.float32), items, [0, len(items)]), (1, len(self.items))), self.pairs)[0]
+            return wide, np.zeros_like(wide)
+        rows = Rows(self.features, self.features.at_moment(user, np.arange(len(self.items)), self.moment).assign(label=0), self.device, "like")
+        wide, deep = (torch.cat(part).cpu().numpy() for part in zip(*(self.model.parts(*inputs) for *inputs, _ in rows.batches(SCORE_BLOCK))))
+        return np.r_[np.float32(-math.inf), wide[1:]], deep
 
-        @torch.inference_mode()
-        def add_deep(row: int) -> None:
-            scores[row] += self.deep_part(of_users[row], scores[row], unknown, top and top + int(seen[row]))
-
-        # A user per thread: within operations this small, threads would spend their time waiting for each other.
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(threads if self.device == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            [*pool.map(add_deep, range(len(user_ids)))]
-        torch.set_num_threads(threads)
-        scores[:, 0] = -math.inf
-        return scores.cpu().numpy()
-
-    @torch.inference_mode()
-    def prepare_catalogue(self) -> None:
-        """Each feature is the user's, the item's (or the moment's), or a pair's (of the user and, mostly, the item's category). What is one
-        side's alone is done once, here. The first layer of the MLP is linear, so per user one vector per category completes it."""
-        features, model, component = self.features, self.model, self.config["component"]
-        rows = {USER: features.at_moment(np.arange(len(self.users)), 0, self.moment), ITEM: features.at_moment(0, np.arange(len(self.items)), self.moment)}
-        codes = {who: stage1.field_codes(rows[who], features.tables, features.vocabularies) for who in rows}
-        self.user_codes, self.category = codes[USER], torch.from_numpy(codes[ITEM]["category"]).to(self.device).long()
-        self.wide_of, self.inputs, self.pairs = {}, {}, []  # by side, by side, crosses of both
-        for who in rows:
-            wide, deep, numeric = (torch.from_numpy(array).to(self.device) for array in features.encode(rows[who]))
-            self.wide_of[who], self.inputs[who] = model.bias.new_zeros(len(wide)), (deep, numeric[:, numeric.shape[1] - model.numeric :])
-            if component != "deep":
-                self.wide_of[who] += model.wide((wide + model.wide_offsets)[:, self.of(who, features.wide)]).sum((1, 2))
-                self.wide_of[who] += numeric[:, : model.wide_numeric] @ (model.linear[:, 0] * self.of(who, features.wide_numeric))
-        for name, offset in zip(features.wide, model.wide_offsets.tolist()):
-            if component != "deep" and features.side(name) == "pair":
-                spec = features.vocabularies["crosses"][name]
-                values, which = np.unique(codes[ITEM][spec["right"]], return_inverse=True)
-                self.pairs.append((spec, offset, values, torch.from_numpy(which).to(self.device)))
-        self.shortcut = self.later_layers = None
-        if component != "wide":
-            self.later_layers = model.mlp[1:]
-            names = [*np.repeat(features.categorical, model.embedding_dim), *features.numeric]  # of what the first layer reads
-            self.weights = {side: model.mlp[0].weight.T * self.of(side, names)[:, None] for side in (USER, ITEM, "pair")}
-            self.weights["pair"] = self.weights["pair"][self.of("pair", names)]
-            self.first_item = self.first_layer(ITEM, slice(None)) + model.mlp[0].bias
-            if len(self.items) > 4 * SHORTLIST:
-                self.fit_shortcut()
-
-    def of(self, side: str, names: list[str]) -> Tensor:
-        """Mask of the features that belong to a side."""
-        return torch.tensor([self.features.side(name) == side for name in names], dtype=torch.bool, device=self.device)
-
-    def fit_shortcut(self) -> None:
-        """A linear layer in place of all after the first activation, by ridge regression on evenly spread users and items.
-        Its error is at most 1.5 times the worst one of that sample in every model looked at; twice is taken for certain."""
-        activate, size = self.model.mlp[1 : 2 + self.config["batch_norm"]], self.first_item.shape[1]
-        users, items = (np.linspace(0, len(table) - 1, n).astype(int) for table, n in ((self.users, 64), (self.items, 512)))
-        first = (self.first_item[items] + self.first_of_users(users)[:, self.category[items]]).flatten(0, 1)
-        y = self.later_layers(first.clone()).squeeze(1)
-        x = F.pad(activate(first), (0, 1), value=1.0)
-        gram = x.T @ x
-        weight = torch.linalg.solve(gram + 1e-5 * gram.diagonal().mean() * torch.eye(size + 1, device=self.device), x.T @ y)
-        self.shortcut_error = 2 * (y - x @ weight).max()
-        self.shortcut = lambda first: F.linear(activate(first), weight[None, :-1], weight[-1:])
-
-    def first_layer(self, who: str, ids: np.ndarray | slice) -> Tensor:
-        """The part of the MLP's first layer [n, hidden[0]] that comes from the user's features, or from the item's and moment's."""
-        deep, numeric = (values[ids] for values in self.inputs[who])
-        return torch.cat([self.model.embedding(deep + self.model.deep_offsets).flatten(1), numeric], 1) @ self.weights[who]
-
-    def wide_part(self, user_ids: np.ndarray) -> Tensor:
-        """Wide part of the logits, bias included, [users, n_items + 1] on the device. Weights of a cross of user and item are
-        looked up once per value of its item's field (a category, a bucket), then spread over the items that have it."""
-        wide = self.model.bias + self.wide_of[USER][user_ids, None] + self.wide_of[ITEM]
-        for spec, offset, values, which in self.pairs:
-            ids = torch.from_numpy(stage1.cross_ids(self.user_codes[spec["left"]][user_ids, None], values, spec)).to(self.device)
-            wide += self.model.wide.weight[ids.long() + offset, 0][:, which]
-        return wide
-
-    def deep_part(self, of_user: Tensor, wide: Tensor, barred: Tensor, top: int) -> Tensor:
-        """Deep part of a user's logits [n_items + 1], whose first layer and wide part are given.
-        With a shortcut, all get its estimates and the SHORTLIST best of them their exact values. That is enough if none of the
-        `top` best outside `barred` could come from elsewhere, even at the shortcut's worst error; else all are computed."""
-        if self.shortcut and top:
-            deep = self.after_first_layer(of_user, self.shortcut)
-            guess = best(wide + deep, barred, SHORTLIST)
-            at = guess.indices
-            deep[at] = self.later_layers(self.first_item[at] + of_user[self.category[at]]).squeeze(1)
-            if best(wide + deep, barred, top).values[-1] >= guess.values[-1] + self.shortcut_error:
-                return deep
-        return self.after_first_layer(of_user, self.later_layers) if self.later_layers else torch.zeros_like(wide)
-
-    def after_first_layer(self, of_user: Tensor, layers: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `layers` make of the first one's output for every item [n_items + 1], in blocks of items whose activations stay in the cache."""
-        size = CATALOGUE_BLOCK if self.device == "cpu" else len(self.items)
-        blocks = zip(self.first_item.split(size), self.category.split(size))
-        return torch.cat([layers(of_user.index_select(0, category).add_(first)).squeeze(1) for first, category in blocks])
-
-    def first_of_users(self, user_ids: np.ndarray) -> Tensor:
-        """The user's part of the first layer [users, categories, hidden[0]]; what the user did in a category differs among them."""
-        if not self.later_layers:
-            return torch.empty(len(user_ids), 0, 0)
-        users, categories = np.broadcast_arrays(self.user_codes["user_id"][user_ids, None], np.arange(len(self.features.vocabularies["category"])))
-        state = pd.DataFrame(stage1.pair_state(users.ravel(), categories.ravel(), self.features.vocabularies))
-        values = self.features.encode_numeric([name for name in self.features.numeric if name in PAIR_STATE], state)
-        return self.first_layer(USER, user_ids)[:, None] + (torch.from_numpy(values).to(self.device) @ self.weights["pair"]).view(*users.shape, -1)
+    def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
+        """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""
+        if self.pairs is not None:
+            return list_scores(self.likes[user_ids], self.pairs)
+        return np.stack([np.add(*self.list_parts(user_ids[[row]])) for row in range(len(user_ids))])
 
 
-def best(score: Tensor, barred: Tensor, n: int) -> torch.return_types.topk:
-    """The n best of the scores, those of `barred` positions being -inf."""
-    return torch.topk(score.index_fill_(0, barred, -math.inf), min(n, len(score)))
+def best(score: np.ndarray, n: int) -> np.ndarray:
+    """Positions of the n best scores, the best first; -inf is none."""
+    top = np.argpartition(-score, min(n, len(score) - 1))[:n]
+    top = top[np.argsort(-score[top], kind="stable")]
+    return top[score[top] > -math.inf]
 
 
 def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:

@@ -487,7 +487,7 @@ def test_a_checkpoint_cut_off_flipped_or_gone(copy):
 
 
 PARTS = ("format", "config", "vocabularies", "users", "items", "seen", "last_training_timestamp", "dataset", "fingerprint", "versions",
-    "state_dict", "epoch", "history")
+    "state_dict", "lists", "epoch", "history")
 WRONG_MODELS = {
     **{f"no {name}": change((name,), KeyError) for name in PARTS},
     **{f"{name} is {kind}": change((name,), value) for name in ("config", "vocabularies", "users", "items", "seen", "state_dict")
@@ -513,6 +513,11 @@ WRONG_MODELS = {
     "few offsets": change(("seen", "offsets"), lambda o: o[:-2]), "moment is a word": change(("last_training_timestamp",), "now"),
     "the cross is larger": change(("vocabularies", "crosses", "cross_user_period", "size"), lambda n: n + 5),
     "the year is missing": change(("vocabularies", "year"), KeyError),
+    "a pair is NaN": change(("lists", "pairs", "values"), lambda v: v * float("nan")),
+    "pairs of fewer items": change(("lists", "pairs", "values"), lambda v: v[1:, 1:]),
+    "likes too large": change(("lists", "likes", "items"), lambda i: i + 10**6), "likes below 0": change(("lists", "likes", "items"), lambda i: i - 9),
+    "likes without offsets": change(("lists", "likes", "offsets"), KeyError), "few likes": change(("lists", "likes", "offsets"), lambda o: o[:-2]),
+    "no likes": change(("lists", "likes"), KeyError),
     "states are short": change(("users", "user_avg_rating"), lambda t: t[:-1]),
 }
 

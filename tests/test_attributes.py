@@ -68,7 +68,7 @@ def test_rows_and_catalogue_agree_whatever_features_are_chosen(movies, tmp_path,
     generator = np.random.default_rng(0)
     for weight in model.model.parameters():
         weight.data += torch.from_numpy(0.3 * generator.standard_normal(weight.shape)).float()
-    model.prepare_catalogue()
+    model.pairs = None  # lists of the logit
     everything = np.arange(len(ds.items))
     for user in (0, 1, 5, 20):
         expected = model.score_rows(model.features.at_moment(np.array([user]), everything, model.moment))

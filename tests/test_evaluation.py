@@ -53,7 +53,7 @@ class KnownModel:
         (u, i, b), user, item = self.truth, frame["user_id"].to_numpy(), frame["item_id"].to_numpy()
         return (self.skill * (b[item] + (u[user] * i[item]).sum(axis=1))).astype(np.float32)
 
-    def score_catalogue(self, users, top=0):
+    def score_catalogue(self, users):
         u, i, b = self.truth
         score = (self.skill * (b + u[users] @ i.T)).astype(np.float32)
         score[:, 0] = -np.inf

@@ -1,0 +1,138 @@
+"""The pairs behind the lists: closed form, choice of its penalty, what it may know, and what is served of it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ranx import Qrels, Run, evaluate
+from scipy.sparse import csr_matrix
+
+import amazon_preprocessing as stage1
+import wide_deep_model as stage2
+from tests.test_training import preprocess, random_log, run
+
+RNG = np.random.default_rng(3)
+
+
+def histories(users: int, items: int, share: float = 0.2, seed: int = 0) -> csr_matrix:
+    dense = np.random.default_rng(seed).random((users, items + 1)) < share
+    dense[: users // 9, 1:] = False  # some have no likes
+    dense[:, 0] = True
+    return csr_matrix(dense.astype(np.float32))
+
+
+def one_by_one(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray:
+    """Each item's weighted ridge regression on the others, by a solver of least squares with the penalty as further rows."""
+    x = history.toarray().astype(float)
+    likes = x[:, 1:].sum(axis=1)
+    weight = np.where(likes > 0, np.maximum(likes, 1) ** stage2.USER_POWER, 0)
+    weight *= (likes > 0).sum() / weight.sum()
+    x[:, 0] = constant
+    held_back = stage2.DENOISE * (weight @ x) + penalty
+    pairs = -np.eye(x.shape[1])
+    for item in range(x.shape[1]):
+        others = np.delete(np.arange(x.shape[1]), item)
+        rows = np.vstack([np.sqrt(weight)[:, None] * x[:, others], np.diag(np.sqrt(held_back[others]))])
+        pairs[others, item] = np.linalg.lstsq(rows, np.append(np.sqrt(weight) * x[:, item], np.zeros(len(others))), rcond=None)[0]
+    return pairs
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_pairs_are_the_ridge_regression_of_each_item_on_the_others(penalty, constant):
+    history = histories(80, 14)
+    found, expected = stage2.fit_pairs(history, penalty, constant), one_by_one(history, penalty, constant)
+    start = 0 if constant else 1  # without it, row 0 only breaks ties
+    np.testing.assert_allclose(found[start:, 1:], expected[start:, 1:], atol=1e-5)
+    assert found.dtype == np.float32 and np.abs(found[start:, 1:] + np.eye(15)[start:, 1:]).max() > 0.001
+
+
+def test_without_a_constant_the_empty_history_is_ordered_by_likes():
+    history = histories(80, 14)
+    row = stage2.fit_pairs(history, 10.0, False)[0, 1:]
+    weight = np.maximum(history[:, 1:].toarray().sum(axis=1), 1) ** stage2.USER_POWER
+    assert (np.argsort(row) == np.argsort(weight @ history[:, 1:].toarray())).all() and 0 < row.max() < 1e-3
+
+
+@pytest.mark.parametrize("neighbours", [4, 100])
+def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, neighbours):
+    history = histories(200, 20)
+    whole = stage2.fit_pairs(history, 10.0, True)
+    monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
+    monkeypatch.setattr(stage2, "NEIGHBOURS", neighbours)
+    found = stage2.fit_pairs(history, 10.0, True)
+    assert isinstance(found, csr_matrix) and found.dtype == np.float32
+    if neighbours >= 20:
+        np.testing.assert_allclose(found.toarray()[:, 1:], whole[:, 1:], atol=1e-5)
+    assert (np.diff(found.tocsc().indptr) <= neighbours + 1).all() and (found.diagonal() == -1).all()
+    np.testing.assert_allclose(stage2.list_scores(history, found)[:, 1:], (history @ found.toarray())[:, 1:], atol=1e-5)
+
+
+def test_list_quality_agrees_with_an_independent_library():
+    history, held = histories(60, 30, 0.1), histories(60, 30, 0.1, seed=1)
+    pairs = RNG.standard_normal((31, 31)).astype(np.float32)
+    score = history.toarray() @ pairs
+    qrels, found = {}, {}
+    for user in range(60):
+        relevant = [item for item in range(1, 31) if held[user, item]]
+        if relevant:  # what lies in the history cannot be found, and counts as missed
+            qrels[str(user)] = {str(item): 1 for item in relevant}
+            found[str(user)] = {str(item): float(score[user, item]) for item in range(1, 31) if not history[user, item]}
+    assert stage2.list_quality(history, pairs, held) == pytest.approx(evaluate(Qrels(qrels), Run(found), "ndcg@10"), abs=1e-6)
+    assert stage2.list_quality(history, pairs, histories(60, 30, 0.0)) == 0.0
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lists")
+    return folder, preprocess(folder, random_log(1500, seed=5))
+
+
+def test_histories_are_the_training_likes_and_with_refit_those_of_validation(shop, tmp_path):
+    folder, ds = shop
+    for name, flags, splits in (("a", [], ["train"]), ("b", ["--refit"], ["train", "validation"])):
+        model = stage2.load_model(run(tmp_path / name, folder / "processed_data", "--epochs", "1", *flags), "cpu")
+        rows = ds.reviews[ds.reviews["split"].isin(splits) & (ds.reviews["label"] == 1)]
+        expected = {*zip(rows["user_id"], rows["item_id"]), *((user, 0) for user in range(len(ds.users)))}
+        assert {*zip(*(part.tolist() for part in model.likes.nonzero()))} == expected and (model.likes.data == 1).all()
+
+
+def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_nothing(shop, tmp_path, capsys):
+    folder, ds = shop
+    path = run(tmp_path / "a", folder / "processed_data", "--epochs", "1")
+    told = capsys.readouterr().out
+    train, held = (stage2.likes_of(ds.reviews[ds.reviews["split"] == name], ds.tables) for name in ("train", "validation"))
+    quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held) for knobs in stage2.PENALTIES}
+    assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
+    test = ds.reviews["split"] == "test"
+    shuffled = stage1.Dataset(ds.folder, ds.index, ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"])), *list(ds.tables.values()),
+                              ds.vocabularies)
+    args = stage2.parse_args(["--checkpoint", str(tmp_path / "x.pt")])
+    again = stage2.Run(args, shuffled).fit_lists(False)
+    saved = torch.load(path, weights_only=True)["lists"]
+    assert all(torch.equal(saved[name][part], again[name][part]) for name in saved for part in saved[name])
+
+
+def test_a_history_at_call_time_is_worth_as_much_as_a_users_own(shop, tmp_path):
+    folder, _ = shop
+    model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "1"), "cpu")
+    user = int(np.diff(model.likes.indptr).argmax())
+    own = model.recommend(model.users["user"][user], n=1000, keep_seen=True)
+    given = model.recommend(history=model.items["item"].to_numpy()[model.likes[user].indices[1:]].tolist(), n=1000, keep_seen=True)
+    pd.testing.assert_frame_equal(own, given)
+    liked = model.items["item"].to_numpy()[model.likes[user].indices[1:]].tolist()
+    assert not {*liked} & {*model.recommend(history=liked, n=1000)["item"]}
+    assert model.recommend(history=[], n=5).equals(model.recommend("nobody", n=5)) and model.recommend(history=["unheard of"], n=5).equals(model.recommend(n=5))
+
+
+def test_lists_find_what_goes_together():
+    """Items 2k - 1 and 2k are liked by the same users: who liked one gets the other first, whatever else is popular."""
+    rng = np.random.default_rng(0)
+    dense = np.repeat(rng.random((400, 10)) < 0.15, 2, axis=1) & (rng.random((400, 20)) < 0.9)
+    dense |= (np.arange(20) == 0) & (rng.random((400, 20)) < 0.6)
+    pairs = stage2.fit_pairs(csr_matrix(np.c_[np.ones(400), dense].astype(np.float32)), 10.0, True)
+    for item in range(3, 21):
+        row = csr_matrix(([1.0, 1.0], [0, item], [0, 2]), (1, 21), dtype=np.float32)
+        score = stage2.list_scores(row, pairs)[0]
+        score[1] = -np.inf  # the one that most like
+        assert score.argmax() == (item - 1 ^ 1) + 1
