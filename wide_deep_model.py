@@ -204,7 +204,6 @@ class WideDeep(nn.Module):
         return memory, generalisation
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
-        """The logit [n]."""
         return torch.add(*self.parts(wide, deep, numeric))
 
 
@@ -420,11 +419,15 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
+def pairs_of(rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> csr_matrix:
+    """[users + 1, items + 1] 1 where there is a row."""
+    return csr_matrix((np.ones(len(rows), np.float32), (rows["user_id"], rows["item_id"])), (len(tables[USER]), len(tables[ITEM])))
+
+
 def likes_of(rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> csr_matrix:
-    """Histories [users + 1, items + 1]: 1 where a row is a like. The unknown item, column 0, is 1 for everybody: a constant."""
-    liked, everybody = rows.loc[rows["label"] == 1, ["user_id", "item_id"]].to_numpy(), np.arange(len(tables[USER]))
-    user, item = np.concatenate([liked, np.stack([everybody, 0 * everybody], axis=1)]).T
-    return csr_matrix((np.ones(len(user), np.float32), (user, item)), (len(everybody), len(tables[ITEM])))
+    """Histories: the liked rows. The unknown item, column 0, is 1 for everybody: a constant."""
+    everybody = pd.DataFrame({"user_id": np.arange(len(tables[USER])), "item_id": 0})
+    return pairs_of(rows[rows["label"] == 1], tables) + pairs_of(everybody, tables)
 
 
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
@@ -446,8 +449,7 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray
     norm, columns = np.sqrt(np.maximum(gram.diagonal(), 1)), []
     for item in tqdm(range(len(norm)), desc="pairs of items", disable=None, leave=False):
         others, products = (part[gram.indptr[item] : gram.indptr[item + 1]] for part in (gram.indices, gram.data))
-        others = others[np.argsort(-products / norm[others] * (others != item), kind="stable")[:NEIGHBOURS]]
-        others = others[others != item]
+        others = np.setdiff1d(others[np.argsort(-products / norm[others] * (others != item), kind="stable")[:NEIGHBOURS]], item)
         weights = np.linalg.solve(gram[others][:, others].toarray() + np.diag(held_back[others]), gram[others, item].toarray().ravel())
         columns.append((np.append(others, item), np.append(weights, -1)))
     items, values = (np.concatenate(part) for part in zip(*columns))
@@ -464,15 +466,15 @@ def list_scores(history: csr_matrix, pairs: np.ndarray | csr_matrix) -> np.ndarr
 
 def list_quality(history: csr_matrix, pairs: np.ndarray | csr_matrix, held: csr_matrix) -> float:
     """Mean NDCG@10 of the validation users' likes among all items outside their history."""
-    users, gains = np.flatnonzero(np.diff(held.indptr) > 1), [np.empty(0)]
+    users, gains, discount = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
     users = users[:: len(users) // CHOICE_USERS + 1]
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
-        score, relevant = list_scores(history[part], pairs), held[part].toarray()
+        score = list_scores(history[part], pairs)
         score[history[part].nonzero()] = -math.inf
-        hits = np.take_along_axis(relevant, np.argsort(-score, axis=1, kind="stable")[:, :10], axis=1)
-        discount = 1 / np.log2(np.arange(2, 2 + hits.shape[1]))
-        gains.append(hits @ discount / np.cumsum(discount)[np.minimum(relevant[:, 1:].sum(axis=1).astype(int), hits.shape[1]) - 1])
-    return float(np.concatenate(gains).mean()) if len(users) else 0.0
+        for of_user, relevant in zip(score, held[part].toarray()):
+            hits = relevant[best(of_user, 10)]
+            gains.append(hits @ discount[: len(hits)] / discount[: int(relevant[1:].sum())].sum())
+    return float(np.mean(gains)) if gains else 0.0
 
 
 class Run:
@@ -555,8 +557,7 @@ class Run:
             split, chosen = self.ds.reviews["split"], PENALTIES[-2]
             train, held = (likes_of(self.ds.reviews[split == name], self.ds.tables) for name in ("train", "validation"))
             if train.shape[1] <= RIDGE_ITEMS:
-                bar = tqdm(PENALTIES, desc="penalty of the pairs", disable=None, leave=False)
-                chosen = max(bar, key=lambda knobs: list_quality(train, fit_pairs(train, *knobs), held))
+                chosen = max(PENALTIES, key=lambda knobs: list_quality(train, fit_pairs(train, *knobs), held))
             history = train.maximum(held) if refit else train
             pairs = fit_pairs(history, *chosen)
             if not refit:
@@ -604,14 +605,12 @@ def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
 
 def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
     """All of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it."""
-    known = ds.reviews[ds.reviews["split"] != "test"].sort_values(["user_id", "item_id"])
-    offsets = np.r_[0, np.cumsum(np.bincount(known["user_id"], minlength=len(ds.users)))]
     return {
         "format": FORMAT,
         "config": config,
         "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
         **{f"{who}s": {name: pack(table[name]) for name in table} for who, table in features.tables.items()},
-        "seen": {"offsets": torch.from_numpy(offsets), "items": torch.from_numpy(known["item_id"].to_numpy(copy=True))},
+        "seen": pack_matrix(pairs_of(ds.reviews[ds.reviews["split"] != "test"], ds.tables)),
         "last_training_timestamp": ds.index["last_training_timestamp"],
         "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
         "fingerprint": ds.index["fingerprint"],
@@ -634,11 +633,10 @@ def pack_matrix(matrix: np.ndarray | csr_matrix) -> dict[str, Tensor]:
 def unpack_matrix(saved: dict[str, Tensor], shape: tuple[int, int]) -> np.ndarray | csr_matrix:
     """What pack_matrix packed; ValueError where it is damaged, because a product of matrices does not look at the codes again."""
     values = saved["values"].numpy()
-    if whole := "offsets" in saved:
-        values = csr_matrix((values, saved["items"].numpy(), saved["offsets"].numpy()), shape)
-        values.check_format()
-    stage1.require(values.shape == shape and values.dtype == np.float32 and np.isfinite(values.data if whole else values).all(), "pairs do not fit the items")
-    return values
+    stage1.require(values.dtype == np.float32 and np.isfinite(values).all(), "values are not finite")
+    matrix = csr_matrix((values, saved["items"].numpy(), saved["offsets"].numpy()), shape) if "offsets" in saved else values
+    stage1.require(matrix.shape == shape and (matrix is values or matrix.check_format() is None), "a matrix does not fit its ids")
+    return matrix
 
 
 def save(path: Path, saved: dict) -> None:
@@ -691,11 +689,10 @@ class Recommender:
         self.model = build_model(self.config, self.features)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
-        self.seen_offsets, self.seen_items = saved["seen"]["offsets"].numpy(), saved["seen"]["items"].numpy()
         self.check_codes()
-        rows = {"likes": len(self.users), "pairs": len(self.items)} if saved["lists"] else {}
-        found = {name: unpack_matrix(saved["lists"][name], (n, len(self.items))) for name, n in rows.items()}
-        self.likes, self.pairs = found.get("likes"), found.get("pairs")
+        shape, lists = (len(self.users), len(self.items)), saved["lists"]
+        self.seen = unpack_matrix(saved["seen"], shape)
+        self.likes, self.pairs = (unpack_matrix(lists["likes"], shape), unpack_matrix(lists["pairs"], (shape[1],) * 2)) if lists else (None, None)
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
@@ -704,11 +701,7 @@ class Recommender:
         for who, table in self.features.tables.items():
             for name in self.features.vocabularies["categories"][who]:
                 stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
-        offsets, items = self.seen_offsets, self.seen_items
-        belong = len(offsets) == len(self.users) + 1 and offsets[0] == 0 and offsets[-1] == len(items) and (np.diff(offsets) >= 0).all()
-        stage1.require(belong, "seen items do not belong to the users")
-        stage1.require(((items >= 1) & (items < len(self.items))).all() and "title" in self.items, "items do not fit")
-        stage1.require(all(weight.isfinite().all() for weight in self.model.state_dict().values()), "weights are not finite")
+        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -737,7 +730,7 @@ class Recommender:
         are chosen one by one, and each chosen item lowers the score of all others of its category by that much."""
         code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
         wide, deep = self.list_parts(code, None if history is None else known)
-        seen = self.seen_items[self.seen_offsets[code[0]] : self.seen_offsets[code[0] + 1]] if history is None else known
+        seen = self.seen[code].indices if history is None else known
         score, category, ids = wide + deep, self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
         left = score.copy()
@@ -761,11 +754,24 @@ class Recommender:
         wide, deep = (torch.cat(part).cpu().numpy() for part in zip(*(self.model.parts(*inputs) for *inputs, _ in rows.batches(SCORE_BLOCK))))
         return np.r_[np.float32(-math.inf), wide[1:]], deep
 
+    @torch.inference_mode()
+    def explain(self, user: str, item: str) -> pd.DataFrame:
+        """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
+        and what holds for anybody, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
+        user_id, item_id = encode_ids(self.user_index, [user]), encode_ids(self.item_index, [item])
+        liked = [] if self.pairs is None else self.likes[user_id].indices
+        found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in liked]
+        *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
+        found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
+        if self.config["component"] != "deep":
+            weights = self.model.wide(inputs[0] + self.model.wide_offsets)[0, :, 0], inputs[2][0, : self.model.wide_numeric] * self.model.linear[:, 0]
+            found += [("wide", *named) for named in zip(self.features.wide + self.features.wide_numeric, torch.cat(weights).tolist())]
+        return pd.DataFrame(found, columns=["of", "feature", "contribution"]).sort_values("contribution", key=abs, ascending=False, ignore_index=True)
+
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""
-        if self.pairs is not None:
-            return list_scores(self.likes[user_ids], self.pairs)
-        return np.stack([np.add(*self.list_parts(user_ids[[row]])) for row in range(len(user_ids))])
+        one_by_one = self.pairs is None
+        return np.stack([np.add(*self.list_parts(user[None])) for user in user_ids]) if one_by_one else list_scores(self.likes[user_ids], self.pairs)
 
 
 def best(score: np.ndarray, n: int) -> np.ndarray:

@@ -105,8 +105,8 @@ def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_no
     quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held) for knobs in stage2.PENALTIES}
     assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
     test = ds.reviews["split"] == "test"
-    shuffled = stage1.Dataset(ds.folder, ds.index, ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"])), *list(ds.tables.values()),
-                              ds.vocabularies)
+    turned = ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"]))
+    shuffled = stage1.Dataset(ds.folder, ds.index, turned, ds.users, ds.items, ds.vocabularies)
     args = stage2.parse_args(["--checkpoint", str(tmp_path / "x.pt")])
     again = stage2.Run(args, shuffled).fit_lists(False)
     saved = torch.load(path, weights_only=True)["lists"]
@@ -136,3 +136,20 @@ def test_lists_find_what_goes_together():
         score = stage2.list_scores(row, pairs)[0]
         score[1] = -np.inf  # the one that most like
         assert score.argmax() == (item - 1 ^ 1) + 1
+
+
+@pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
+def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
+    folder, ds = shop
+    model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "2", "--component", component,
+                                  *([] if component == "deep" else ["--wide", "user_id", "item_id", "cross_user_category", "item_avg_rating"])), "cpu")
+    user, item = ds.users["user"][int(np.diff(model.likes.indptr).argmax()) if component != "deep" else 3], ds.items["item"][5]
+    found = model.explain(user, item)
+    total = found.groupby("of")["contribution"].sum()
+    like = total.drop("list", errors="ignore").sum()
+    np.testing.assert_allclose(1 / (1 + np.exp(-like)), model.predict([user], [item])[0], rtol=1e-5)
+    assert {"item_id", "item_avg_rating", "bias"} <= {*found["feature"]} or component == "deep"
+    if component != "deep":
+        np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
+        assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
+    assert found["contribution"].abs().is_monotonic_decreasing and len(model.explain("nobody", "nothing"))
