@@ -258,7 +258,7 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 class Scorer:
     kind: str  # "logit": sigmoid(score) is P(like); "rating": on the rating scale; "order": only the order says something
     score_rows: Callable[[pd.DataFrame], np.ndarray]
-    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; None for deep only: its lists would have no pairs
+    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; None: lists are made of pairs alone, ablations have none of their own
     knobs: dict = field(default_factory=dict)
 
 
@@ -769,7 +769,7 @@ def main(argv: list[str] | None = None) -> None:
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])
     kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
-    fitted |= {name: Scorer(kind, m.score_rows, None if name == "deep_only" else m.score_catalogue) for name, m in models.items()}
+    fitted |= {name: Scorer(kind, m.score_rows, m.score_catalogue if name == "wide_deep" else None) for name, m in models.items()}
     scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
     results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
     with timed(seconds, "bootstrap"):
