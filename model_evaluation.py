@@ -258,7 +258,7 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 class Scorer:
     kind: str  # "logit": sigmoid(score) is P(like); "rating": on the rating scale; "order": only the order says something
     score_rows: Callable[[pd.DataFrame], np.ndarray]
-    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; None: lists are made of pairs alone, ablations have none of their own
+    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; ablations have no lists of their own
     knobs: dict = field(default_factory=dict)
 
 

@@ -9,7 +9,8 @@ Run number n is seed n of all three scripts, or fold n where folds are published
 one with the best validation metric; baselines are tuned on validation rows too. No choice of ours looks at test rows; "best tuned
 baseline" is the best one on the test rows, which favours the baselines. Intervals are 95 %: over runs by the t-distribution, of
 one run by the bootstrap over users. Baselines train on validation rows as well where the model does (--refit).
-Seconds: all runs of the line with evaluation, without the baselines of scikit-surprise; training is the mean of a run.
+Seconds: all runs of the line with evaluation, without the baselines of scikit-surprise; training is the mean of a run. Each row runs on one
+thread, and --jobs rows at a time.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,6 @@ class Experiment:
     variants: tuple[str, ...] | list[str] = ()  # flags of training, one string per setting
     evaluation: str = ""
     runs: int = 3
-    threads: str = "2"  # of training; steps of tiny batches are slower on two threads than on one
     surprise: tuple[str, ...] = ()  # baselines of scikit-surprise, see GRIDS
     before: Callable[[Path, Path], None] | None = None  # (data, work): makes files first
     runner: Callable[[Path, Path, int], dict] | None = None  # (data, folder, run) -> metrics.json, instead of the above
@@ -110,7 +111,7 @@ ALL = ("user-kNN", "item-kNN", "SVD", "SVD++")
 def experiments() -> list[Experiment]:
     figures = ("AUC", "global list precision@10", "global list NDCG@10", "held-out coverage@10")
     found = [amazon(features, figures) for features in ("honest", "as-published")] + [small_amazon("All_Beauty_5"), small_amazon("Gift_Cards_5")]
-    core = "--min-core 20 --core-passes 1"
+    core = "--min-core 20 --core-passes 1 --positive-threshold 1"  # lists are of what is rated, so every rating counts as a like
     dense = f"--dataset csv --input {{data}}/amazon/ratings/Electronics_dense.csv --columns user=user_id,item=prod_id,rating=rating --split random {core}"
     music = f"--dataset csv --input {{data}}/amazon/ratings/Digital_Music_20plus.txt --columns user=0,item=1,rating=2,timestamp=3 --split time {core}"
     for row, protocol, flags, best, runs, slices in (
@@ -128,14 +129,14 @@ def experiments() -> list[Experiment]:
                             BEST_ML1M, FEW, 5, surprise=("SVD",), before=make_folds))  # fmt: skip
     ctr = "--dataset movielens --input {data}/ml-1m --split random --min-core 0"
     protocol = "MovieLens-1M, like = rating > 3, random 80/10/10"
-    found.append(Experiment("3", "CTR, published architecture", protocol, {"AUC": (AUC, "0.7991")}, ctr, CTR, FEW, 1, "1"))
+    found.append(Experiment("3", "CTR, published architecture", protocol, {"AUC": (AUC, "0.7991")}, ctr, CTR, FEW, 1))
     found.append(Experiment("3", "CTR, ours", protocol, {"AUC": (AUC, "0.7991; target 0.815")}, ctr, BEST_CTR, FEW))
     found.append(Experiment("4", "CTR without ids, published architecture", "MovieLens-1M, like = rating > 3, random 63/7/30", {"AUC": (AUC, "0.640, 821 s")},
-                            ctr + " --test-fraction 0.3 --validation-fraction 0.07 --cross user_gender:user_age_band", NO_IDS, FEW, threads="1"))  # fmt: skip
+                            ctr + " --test-fraction 0.3 --validation-fraction 0.07 --cross user_gender:user_age_band", NO_IDS, FEW))  # fmt: skip
     anime = "--dataset anime --input {data}/anime --split random --test-fraction 0.2 --validation-fraction 0.1 --min-core 0"
     errors = {"RMSE": (RMSE, "1.9889 (claimed 1.70)"), "MAE": (MAE, "-")}
     found.append(Experiment("5", "Anime ratings, published architecture", "MyAnimeList sample, random 70/10/20, site scores as published", errors,
-                            anime + " --features as-published", ANIME, FEW, 1, "1"))  # fmt: skip
+                            anime + " --features as-published", ANIME, FEW, 1))  # fmt: skip
     found.append(Experiment("5", "Anime ratings, ours", "MyAnimeList sample, random 70/10/20", errors, anime, BEST_ANIME, FEW, surprise=("SVD",)))
     parts = {"wide only": ("wide_only", "0.726"), "deep only": ("deep_only", "0.722"), "both": ("wide_deep", "0.728")}
     metrics = {f"AUC, {name}": (f"models.{model}.ratings.auc", figure) for name, (model, figure) in parts.items()}
@@ -144,10 +145,10 @@ def experiments() -> list[Experiment]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- running
-def script(name: str, folder: Path, flags: list[str], seed: int, threads: str = "2") -> float:
+def script(name: str, folder: Path, flags: list[str], seed: int) -> float:
     """Run one of the three scripts in a folder; seconds it took."""
     begin, command = time.perf_counter(), [sys.executable, ROOT / name, *flags, "--seed", str(seed)]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": threads})
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
 
 
@@ -164,7 +165,7 @@ def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tu
     validation, training = [], 0.0
     for number, variant in enumerate(e.variants[:1] if quick else e.variants):
         flags = ["--checkpoint", f"{number}.pt", *variant.split(), *(["--epochs", "3"] if quick else [])]
-        training += script("wide_deep_model.py", folder, flags, run, e.threads)
+        training += script("wide_deep_model.py", folder, flags, run)
         validation.append(max(map(quality, json.loads((folder / "training_history.json").read_text())["epochs"])))
     chosen = int(np.argmax(validation))
     replicates = "200" if quick else "1000" if e.runs == 1 else "0"
@@ -184,7 +185,7 @@ def settings(name: str, rows: int, quick: bool) -> list[dict]:
     elif name == "SVD++":
         grid = [{"n_factors": 20, "n_epochs": 20, "reg_all": reg, "cache_ratings": True} for reg in (0.02, 0.05)]
     else:
-        factors, regularisations, epochs = ((20, 50, 100), (0.02, 0.05, 0.1), (20, 40)) if rows < 200_000 else ((50, 100), (0.05, 0.08), (40,))
+        factors, regularisations, epochs = ((20, 100), (0.05, 0.1), (20, 40)) if rows < 200_000 else ((50, 100), (0.05, 0.08), (40,))
         grid = [{"n_factors": f, "reg_all": r, "n_epochs": n} for f, r, n in itertools.product(factors, regularisations, epochs)]
     return grid[-1:] if quick else grid
 
@@ -265,11 +266,29 @@ def lines(e: Experiment, reports: list[dict], seconds: float, training: float) -
     return out
 
 
+def run_row(row: list[Experiment], data: Path, quick: bool) -> tuple[list[str], bool]:
+    """The experiments of a row, which share their prepared data: its lines of the table, and whether one failed."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads of several rows would wait for each other
+    table, failed = [], False
+    with tempfile.TemporaryDirectory() as work:
+        for e in row:
+            try:
+                if e.before:
+                    e.before(data, Path(work))
+                reports, seconds, training = zip(*(run_once(e, data, Path(work), run, quick) for run in range(1, 1 + (1 if quick else e.runs))))
+                table += lines(e, list(reports), sum(seconds), sum(training))
+            except (subprocess.CalledProcessError, OSError) as error:  # the script's own line stands above; the other rows go on
+                table.append(f"| {e.row} | {e.system} | {e.protocol} | - | - | failed: {type(error).__name__} | - | - |")
+                failed = True
+    return table, failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("--rows", nargs="+", default=["1", "2", "3", "4", "5", "6"], metavar="ROW", help="such as 1, 2 or 2c; all when left out")
     parser.add_argument("--quick", action="store_true", help="one seed or fold, 3 epochs, one setting")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="rows at a time, each on one thread (default: 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the table as markdown, complete after every experiment")
     args = parser.parse_args()
     chosen = [e for e in experiments() if any(e.row.startswith(row) for row in args.rows)]
@@ -278,23 +297,15 @@ def main() -> int:
     if any(e.surprise for e in chosen) and not importlib.util.find_spec("surprise"):
         print("the rating baselines need scikit-surprise: pip install -r benchmarks/requirements.txt", file=sys.stderr)
         return 2
-    table, failed = HEADER.split("\n"), 0
+    table, failed = HEADER.split("\n"), False
     print(HEADER, flush=True)
-    for _, group in itertools.groupby(chosen, key=lambda e: e.row):
-        with tempfile.TemporaryDirectory() as work:
-            for e in group:
-                try:
-                    if e.before:
-                        e.before(args.data, Path(work))
-                    runs = range(1, 1 + (1 if args.quick else e.runs))
-                    reports, seconds, training = zip(*(run_once(e, args.data.resolve(), Path(work), run, args.quick) for run in runs))
-                    new = lines(e, list(reports), sum(seconds), sum(training))
-                except (subprocess.CalledProcessError, OSError) as error:  # the script's own line stands above; the other rows go on
-                    new, failed = [f"| {e.row} | {e.system} | {e.protocol} | - | - | failed: {type(error).__name__} | - | - |"], 1
-                print("\n".join(new), flush=True)
-                table += new
-                if args.output:
-                    args.output.write_text("\n".join(table) + "\n", encoding="utf-8")
+    rows = [list(group) for _, group in itertools.groupby(chosen, key=lambda e: e.row)]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for new, wrong in pool.map(run_row, rows, itertools.repeat(args.data.resolve()), itertools.repeat(args.quick)):
+            print("\n".join(new), flush=True)
+            table, failed = table + new, failed or wrong
+            if args.output:
+                args.output.write_text("\n".join(table) + "\n", encoding="utf-8")
     return failed
 
 
