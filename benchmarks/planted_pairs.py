@@ -2,13 +2,15 @@
 
     python benchmarks/planted_pairs.py
 
-For everybody who liked a device in training and has not reviewed its accessory: the logit of that accessory, minus the mean
-logit of accessories dealt out at random among the same people, so that the effects of people and items cancel out. Once with
-all accessories shuffled, once within their category, which only taste finer than the category can tell apart.
+For everybody who liked a device in training and has not reviewed its accessory: the score of that accessory, minus the mean
+score of accessories dealt out at random among the same people, so that the effects of people and items cancel out. Once with
+all accessories shuffled, once within their category, which only taste finer than the category can tell apart; each for the logit
+of a like and for the score of lists.
 """
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +34,15 @@ def main() -> None:
     pairs = np.array([(u, accessory_of[d]) for u, d in zip(liked["user_id"], liked["item_id"]) if (u, accessory_of[d]) not in reviewed])
     users, items = pairs.T
 
-    def score(dealt: np.ndarray) -> np.ndarray:
+    def logit(dealt: np.ndarray) -> np.ndarray:
         return model.score_rows(model.features.at_moment(users, dealt, model.moment))
+
+    def list_score(dealt: np.ndarray) -> np.ndarray:
+        return np.asarray(model.likes[users].multiply(model.pairs.T[dealt]).sum(axis=1)).ravel()
 
     category = ds.items["category"].to_numpy()[items]
     by_category = np.argsort(category, kind="stable")
-    for name, groups in (("all accessories", np.zeros(len(items), int)), ("within the category", category)):
+    for score, (name, groups) in product((logit, list_score), (("among all accessories", np.zeros(len(items), int)), ("within the category", category))):
         gains = []
         for _ in range(SHUFFLES):
             dealt = np.empty_like(items)
@@ -47,7 +52,7 @@ def main() -> None:
         sums, counts = np.bincount(who, np.mean(gains, axis=0)), np.bincount(who)
         drawn = [rng.integers(len(counts), size=len(counts)) for _ in range(REPLICATES)]
         low, high = np.quantile([sums[d].sum() / counts[d].sum() for d in drawn], [0.025, 0.975])
-        print(f"shuffled among {name:20s}: own accessory {np.mean(gains):+.4f} [{low:+.4f}, {high:+.4f}] above, {len(users):,} user-accessory pairs")
+        print(f"{score.__name__}, shuffled {name}: own accessory {np.mean(gains):+.4f} [{low:+.4f}, {high:+.4f}] above, {len(users):,} user-accessory pairs")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import gzip
 import io
 import math
 import re
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from readers import ROWS, Attributes, InputError, anime, lines, movielens
+import amazon_preprocessing as stage1
+from readers import ROWS, Attributes, InputError, anime, formats, lines, movielens
 from tests.conftest import DATA, needs_data
 
 
@@ -399,3 +402,24 @@ def test_real_anime_attributes_are_of_the_renumbered_ids():
     ratings = table.groupby("item").rating.agg(["mean", "size"]).join(found.items)
     assert ratings[ratings["size"] >= 20][["mean", "site_score"]].corr().iloc[0, 1] > 0.9
     assert ratings[["size", "site_members"]].corr("spearman").iloc[0, 1] > 0.9
+
+
+def test_the_further_data_set_of_the_readme(tmp_path, monkeypatch):
+    """The README's reader, as it stands there, through all of preprocessing."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    reader, entry = (readme.split(f"<!-- {name} -->\n```python\n")[1].split("```")[0] for name in ("reader", "format"))
+    assert len(reader.splitlines()) <= 20
+    module = ModuleType("goodbooks")
+    exec(reader, module.__dict__)
+    monkeypatch.setitem(formats.FORMATS, "goodbooks", None)
+    exec(entry, {"FORMATS": formats.FORMATS, "Format": formats.Format, "goodbooks": module})
+    rated = [f"{u},{b},{1 + (u + b) % 5}\n" for u in range(1, 13) for b in range(1, 9) if u % b != 3]
+    (tmp_path / "ratings.csv").write_text("user_id,book_id,rating\n" + "".join(rated))
+    (tmp_path / "books.csv").write_text("book_id,authors,original_publication_year,title,language_code\n" + "".join(
+        f'{b},"Ann A., Bob {b % 2}",{1990 + b},"Book {b}, vol. 1",{"eng" if b > 2 else ""}\n' for b in range(1, 11)))
+    stage1.main(["--dataset", "goodbooks", "--input", str(tmp_path / "ratings.csv"), "--split", "random", "--output-dir", str(tmp_path / "data")])
+    found = stage1.load_dataset(tmp_path / "data")
+    items = found.items.set_index("item")
+    assert len(items) == 9 and items["title"]["3"] == "Book 3, vol. 1" and items["item_year"]["8"] == 1998
+    assert [found.vocabularies["item_language"][code] for code in items["item_language"][["1", "5"]]] == [stage1.UNKNOWN, "eng"]
+    assert items.loc["3", ["item_authors=Ann A.", "item_authors=Bob 0", "item_authors=Bob 1"]].tolist() == [1, 0, 1]
