@@ -42,8 +42,8 @@ from wide_deep_model import quality  # noqa: E402
 
 # ------------------------------------------------------------------------------------- our settings, one list per experiment
 MEANS = " ".join(f"{who}_{name}" for who in ("user", "item") for name in ("review_count", "avg_rating", "avg_residual"))
-SMALL = ["--objective rating --dropout 0.3 --patience 4 --wide-lr 0.003",
-         f"--objective rating --dropout 0.3 --patience 4 --deep user_id item_id {MEANS} --wide user_id item_id {MEANS}"]  # fmt: skip
+SMALL = ["--objective rating --dropout 0.3 --patience 8 --wide-lr 0.001 --deep-lr 3e-4 --epochs 60",
+         f"--objective rating --dropout 0.3 --patience 8 --wide-lr 0.003 --deep user_id item_id {MEANS} --wide user_id item_id {MEANS}"]  # fmt: skip
 BEST_ELECTRONICS = BEST_DIGITAL_MUSIC = SMALL  # 2a, 2b
 BEST_ML100K = ["--objective rating --dropout 0.5 --epochs 60 --patience 3 --refit"]  # 2c
 BEST_ML1M = ["--objective rating --dropout 0.3 --epochs 40"]  # 2d
@@ -267,12 +267,12 @@ def lines(e: Experiment, reports: list[dict], seconds: float, training: float) -
     return out
 
 
-def run_row(row: list[Experiment], data: Path, quick: bool) -> tuple[list[str], bool]:
-    """The experiments of a row, which share their prepared data: its lines of the table, and whether one failed."""
+def run_row(row: str, data: Path, quick: bool) -> tuple[list[str], bool]:
+    """The experiments of a row, such as 2a, which share their prepared data: its lines of the table, and whether one failed."""
     os.environ["OMP_NUM_THREADS"] = "1"  # threads of several rows would wait for each other
     table, failed = [], False
     with tempfile.TemporaryDirectory() as work:
-        for e in row:
+        for e in (e for e in experiments() if e.row == row):
             try:
                 if e.before:
                     e.before(data, Path(work))
@@ -300,7 +300,7 @@ def main() -> int:
         return 2
     table, failed = HEADER.split("\n"), False
     print(HEADER, flush=True)
-    rows = [list(group) for _, group in itertools.groupby(chosen, key=lambda e: e.row)]
+    rows = dict.fromkeys(e.row for e in chosen)
     with ProcessPoolExecutor(args.jobs) as pool:
         for new, wrong in pool.map(run_row, rows, itertools.repeat(args.data.resolve()), itertools.repeat(args.quick)):
             print("\n".join(new), flush=True)
