@@ -438,7 +438,7 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray
     likes = np.diff(history.indptr) - 1
     weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
     inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
-    gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / weight.sum()), dtype=np.float32)
+    gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / (weight.sum() or 1)), dtype=np.float32)
     held_back = gram.diagonal() * DENOISE + penalty
     if len(held_back) <= RIDGE_ITEMS:
         inverse = torch.linalg.inv(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32)))

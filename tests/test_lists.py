@@ -153,3 +153,13 @@ def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
         np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
         assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
     assert found["contribution"].abs().is_monotonic_decreasing and len(model.explain("nobody", "nothing"))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_log_without_likes_is_listed_too(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(stage2, "RIDGE_ITEMS", 1)
+    nobody = histories(20, 6, share=0.0)
+    for constant in (False, True):
+        scores = stage2.list_scores(nobody, stage2.fit_pairs(nobody, 10.0, constant))
+        assert np.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -np.inf).all()
