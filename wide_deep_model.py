@@ -31,6 +31,7 @@ import torch
 from scipy.sparse import csr_matrix, diags, issparse
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
@@ -76,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--deep-optimizer", choices=("adam", "adagrad"), default="adam")
     add("--deep-lr", type=float, default=1e-3)
     add("--weight-decay", type=float, default=0.0, help="L2, added to the gradients; of a table, to the rows that a batch touches")
+    add("--average", type=fraction, default=0.0, help="keep a running mean of the weights: each step it moves to them by 1 - this; costs a pass over "
+        "the tables per step, so it is for small data; 0: keep the last weights")
     add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
     add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
@@ -318,19 +321,27 @@ class Training:
         self.args, self.model = args, build_model(config, features).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
+        self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
         self.optimizers = make_optimizers(self.model, args)
         self.history, self.start = [], {}  # start: how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
+    @property
+    def kept(self) -> WideDeep:
+        """What is validated and saved."""
+        return self.mean.module if self.mean else self.model
+
     def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
+        return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "history": self.history, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
             part.load_state_dict(saved)
+        if self.mean:
+            self.mean.load_state_dict(state["mean"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
@@ -357,6 +368,8 @@ class Training:
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
+            if self.mean:
+                self.mean.update_parameters(self.model)
             total, steps = total + loss.detach() * len(target), steps + 1
             bar.update(len(target))
             if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
@@ -517,7 +530,7 @@ class Run:
         known, held = self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], self.ds.reviews[split == "validation"]
         tables = {who: table.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(table))) for who, table in self.ds.tables.items()}
         features = Features(tables, self.ds.vocabularies, config)  # with --refit fewer ids are new
-        served = self_contained(self.ds, features, config) | {"lists": self.fit_lists(refit) if component != "deep" else {}}
+        served = self_contained(self.ds, features, config) | {"lists": self.fit_lists(refit)}
         train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
         training = Training(args, config, features, float(train.tensors[-1].mean()))
         if name in self.resumed:
@@ -535,14 +548,14 @@ class Run:
             with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
             seconds = time.perf_counter() - started
-            metrics = {} if refit else validate(training.model, validation, config)
+            metrics = {} if refit else validate(training.kept, validation, config)
             if not math.isfinite(loss + metrics.get("validation_loss", 0)):
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr")
             memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
-            checkpoint = served | {"state_dict": training.model.state_dict(), **history[-1], "history": self.histories[component]}
+            checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
             if len(history) == epochs if refit else best_epoch(history) is history[-1] and quality(history[-1]) > goal:
                 save(path, checkpoint)
             self.save_last(name, checkpoint, training)
@@ -690,9 +703,9 @@ class Recommender:
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
         self.check_codes()
-        shape, lists = (len(self.users), len(self.items)), saved["lists"]
-        self.seen = unpack_matrix(saved["seen"], shape)
-        self.likes, self.pairs = (unpack_matrix(lists["likes"], shape), unpack_matrix(lists["pairs"], (shape[1],) * 2)) if lists else (None, None)
+        shape = len(self.users), len(self.items)
+        self.seen, self.likes = unpack_matrix(saved["seen"], shape), unpack_matrix(saved["lists"]["likes"], shape)
+        self.pairs = unpack_matrix(saved["lists"]["pairs"], (shape[1], shape[1]))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
@@ -724,14 +737,14 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score, and its wide and deep parts. With `history`, raw ids of items that
+        """The n best items for a raw user id: rank, item, title, score, and its wide part, which is all of it. With `history`, raw ids of items that
         somebody liked, for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the
         history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best
         are chosen one by one, and each chosen item lowers the score of all others of its category by that much."""
         code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
-        wide, deep = self.list_parts(code, None if history is None else known)
-        seen = self.seen[code].indices if history is None else known
-        score, category, ids = wide + deep, self.items["category"].to_numpy(), []
+        liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
+        wide = list_scores(csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items))), self.pairs)[0]
+        score, category, ids = wide.copy(), self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
         left = score.copy()
         while diversify and len(ids) < n and left.max() > -math.inf:
@@ -740,27 +753,14 @@ class Recommender:
             left[ids[-1]] = -math.inf
         ids = ids if diversify else best(score, n)
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
-        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": score[ids], "wide": wide[ids], "deep": deep[ids]})
-
-    @torch.inference_mode()
-    def list_parts(self, user: np.ndarray, history: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Wide and deep part [n_items + 1] of every item's score for an encoded user [1], or for a history of encoded items. Lists come from
-        the pairs alone; without them, in a model that is only deep, from the network."""
-        if self.pairs is not None:
-            items = np.unique(np.append(0, history)) if history is not None else self.likes[user].indices
-            wide = list_scores(csr_matrix((np.ones(len(items), np.float32), items, [0, len(items)]), (1, len(self.items))), self.pairs)[0]
-            return wide, np.zeros_like(wide)
-        rows = Rows(self.features, self.features.at_moment(user, np.arange(len(self.items)), self.moment).assign(label=0), self.device, "like")
-        wide, deep = (torch.cat(part).cpu().numpy() for part in zip(*(self.model.parts(*inputs) for *inputs, _ in rows.batches(SCORE_BLOCK))))
-        return np.r_[np.float32(-math.inf), wide[1:]], deep
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": wide[ids], "wide": wide[ids], "deep": 0.0})
 
     @torch.inference_mode()
     def explain(self, user: str, item: str) -> pd.DataFrame:
         """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
         and what holds for anybody, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = encode_ids(self.user_index, [user]), encode_ids(self.item_index, [item])
-        liked = [] if self.pairs is None else self.likes[user_id].indices
-        found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in liked]
+        found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in self.likes[user_id].indices]
         *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
         if self.config["component"] != "deep":
@@ -770,8 +770,7 @@ class Recommender:
 
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""
-        one_by_one = self.pairs is None
-        return np.stack([np.add(*self.list_parts(user[None])) for user in user_ids]) if one_by_one else list_scores(self.likes[user_ids], self.pairs)
+        return list_scores(self.likes[user_ids], self.pairs)
 
 
 def best(score: np.ndarray, n: int) -> np.ndarray:

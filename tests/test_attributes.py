@@ -62,17 +62,19 @@ def test_chosen_crosses_are_the_pairs_of_their_fields(movies):
     (["--wide", "item_genres", "user_id", "item_release_year", "user_avg_rating", "--deep", "user_id", "item_id", "item_genres"], "rating"),
     ([], "like"),
 ])
-def test_rows_and_catalogue_agree_whatever_features_are_chosen(movies, tmp_path, flags, objective):
+def test_rows_and_raw_ids_agree_whatever_features_are_chosen(movies, tmp_path, flags, objective):
     folder, _, ds, _ = movies
     model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "1", "--objective", objective, *flags), "cpu")
     generator = np.random.default_rng(0)
     for weight in model.model.parameters():
         weight.data += torch.from_numpy(0.3 * generator.standard_normal(weight.shape)).float()
-    model.pairs = None  # lists of the logit
-    everything = np.arange(len(ds.items))
-    for user in (0, 1, 5, 20):
-        expected = model.score_rows(model.features.at_moment(np.array([user]), everything, model.moment))
-        np.testing.assert_allclose(model.score_catalogue(np.array([user]))[0][1:], expected[1:], rtol=1e-4, atol=1e-4)
+    users, items = np.repeat([0, 1, 5, 20], len(ds.items)), np.tile(np.arange(len(ds.items)), 4)
+    together = model.score_rows(model.features.at_moment(users, items, model.moment)).reshape(4, -1)
+    for user, expected in zip((0, 1, 5, 20), together):
+        answer = model.predict([ds.users["user"][user]] * (len(expected) - 1), ds.items["item"].tolist()[1:])
+        expected = np.clip(expected, *model.config["rating_range"]) if objective == "rating" else 1 / (1 + np.exp(-expected))
+        np.testing.assert_allclose(answer, expected[1:], rtol=1e-4, atol=1e-4)
+        assert answer.std() > 0.01
     if flags:
         chosen = model.features.wide_numeric if objective == "rating" else model.features.numeric
         assert {f"item_genres={g}" for g in GENRES} < set(chosen) and "user_age" not in model.features.wide

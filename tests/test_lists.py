@@ -143,15 +143,14 @@ def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
     folder, ds = shop
     model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "2", "--component", component,
                                   *([] if component == "deep" else ["--wide", "user_id", "item_id", "cross_user_category", "item_avg_rating"])), "cpu")
-    user, item = ds.users["user"][int(np.diff(model.likes.indptr).argmax()) if component != "deep" else 3], ds.items["item"][5]
+    user, item = ds.users["user"][int(np.diff(model.likes.indptr).argmax())], ds.items["item"][5]
     found = model.explain(user, item)
     total = found.groupby("of")["contribution"].sum()
     like = total.drop("list", errors="ignore").sum()
     np.testing.assert_allclose(1 / (1 + np.exp(-like)), model.predict([user], [item])[0], rtol=1e-5)
     assert {"item_id", "item_avg_rating", "bias"} <= {*found["feature"]} or component == "deep"
-    if component != "deep":
-        np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
-        assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
+    np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
+    assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
     assert found["contribution"].abs().is_monotonic_decreasing and len(model.explain("nobody", "nothing"))
 
 

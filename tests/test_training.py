@@ -245,6 +245,25 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
 # --------------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_kept_weights_are_the_running_mean(shop, batch_norm):
+    data, ds = shop
+    args = stage2.parse_args(["--data-dir", str(data), "--average", "0.8", *QUICK, "--batch-size", "128", *["--batch-norm"] * batch_norm])
+    config = stage2.Run(args, ds).config | {"component": "wide-deep"}
+    features = stage2.Features(ds.tables, ds.vocabularies, config)
+    training, after = stage2.Training(args, config, features, 0.8), []
+    bar = Namespace(update=lambda rows: after.append([p.detach().clone() for p in training.model.parameters()]), set_postfix=print)
+    training.run_epoch(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like"), bar)
+    assert len(after) > 3
+    expected = after[0]
+    for weights in after[1:]:
+        expected = [0.8 * mean + 0.2 * weight for mean, weight in zip(expected, weights)]
+    for found, mean, last in zip(training.kept.parameters(), expected, after[-1]):
+        torch.testing.assert_close(found.detach(), mean, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(found, last)
+    assert all(torch.equal(a, b) for a, b in zip(training.kept.buffers(), training.model.buffers()))  # batch norm's own running means
+
+
 def test_seeds_are_used(shop, tmp_path):
     data, _ = shop
     flags = ["--epochs", "2", "--dropout", "0.2", "--seed"]
@@ -332,7 +351,7 @@ def interrupt(monkeypatch, owner: type, method: str, call: int) -> None:
     monkeypatch.setattr(owner, method, wrapped)
 
 
-OTHERWISE = ["--batch-norm", "--dropout", "0.3", "--weight-decay", "0.01", "--wide-optimizer", "adam", "--deep-optimizer", "adagrad"]
+OTHERWISE = ["--batch-norm", "--average", "0.9", "--dropout", "0.3", "--weight-decay", "0.01", "--wide-optimizer", "adam", "--deep-optimizer", "adagrad"]
 
 
 @pytest.mark.parametrize("flags", [[], OTHERWISE])
@@ -489,18 +508,16 @@ def served(shop, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_without_pairs_lists_are_those_of_the_logit(served, shape, monkeypatch):
+def test_the_parts_add_up_to_the_logit(served, shape):
+    """Of models of every shape, with weights large enough to tell errors, also for ids without training rows."""
     model = served(shape)
-    monkeypatch.setattr(model, "pairs", None)
     trained = model.users["train_count"].to_numpy()
     users = np.array([0, 1, 2, np.flatnonzero(trained[1:] == 0)[0] + 1, trained.argmax(), len(trained) - 1])
-    scores = model.score_catalogue(users)
-    assert scores.shape == (len(users), len(model.items)) and (scores[:, 0] == -np.inf).all()
-    for user, found in zip(users, scores):
-        rows = model.features.at_moment(np.array([user]), np.arange(len(model.items)), model.moment)
-        expected = model.score_rows(rows)
-        np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-5, atol=1e-5)
-        assert expected[1:].std() > 0.05
+    rows = model.features.at_moment(np.repeat(users, len(model.items)), np.tile(np.arange(len(model.items)), len(users)), model.moment)
+    *inputs, _ = stage2.Rows(model.features, rows.assign(label=0), "cpu", "like").tensors
+    wide, deep = (part.detach().numpy() for part in model.model.parts(*inputs))
+    np.testing.assert_allclose(wide + deep, model.score_rows(rows), rtol=1e-5, atol=1e-5)
+    assert (wide.std() > 0.01) == (shape != "deep" and shape != "norm-deep-silu") and (deep.std() > 0.01) == (shape != "wide")
 
 
 def test_rows_at_the_last_moment_carry_the_tables_state(served, shop):
@@ -536,7 +553,7 @@ def test_recommend_is_the_top_of_the_catalogue(served, shop, shape):
         np.testing.assert_allclose(found["score"], expected)
         np.testing.assert_allclose([scores[item] for item in found["item"]], found["score"])
         np.testing.assert_allclose(found["wide"] + found["deep"], found["score"], rtol=1e-5, atol=1e-6)
-        assert found["deep" if shape == "deep" else "wide"].std() > 0
+        assert found["wide"].std() > 0
         assert bool(seen & set(found["item"])) is keep_seen
         np.testing.assert_array_equal(model.recommend(raw, n=5, keep_seen=keep_seen)["score"], found["score"].head(5))
     titles = found.set_index("item")["title"]
