@@ -334,8 +334,9 @@ class Training:
         return self.mean.module if self.mean else self.model
 
     def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "history": self.history, "start": self.start}
+        return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None,
+                "history": self.history, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
