@@ -583,7 +583,7 @@ class Run:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
         run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
-        save(self.last, checkpoint | run)
+        save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
 
 
 def best_epoch(history: list[dict]) -> dict:
