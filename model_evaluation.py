@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_file, run_script
-from wide_deep_model import ablation_path, auc, load_model
+from wide_deep_model import ablation_path, auc, interactions, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "global_mean", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
@@ -211,11 +211,6 @@ def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
     listed = np.cumsum(lists >= 0, axis=1)
     pairs = listed * (listed - 1) / 2
     return np.where(pairs > 0, 1 - np.cumsum(new, axis=1) / np.maximum(pairs, 1), np.nan)
-
-
-def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray | float = 1.0) -> csr_matrix:
-    """[users + 1, items + 1] float32, the value where there is a row (a pair has one row at most)."""
-    return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
 class Catalogue:

@@ -433,15 +433,15 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
-def pairs_of(rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> csr_matrix:
-    """[users + 1, items + 1] 1 where there is a row."""
-    return csr_matrix((np.ones(len(rows), np.float32), (rows["user_id"], rows["item_id"])), (len(tables[USER]), len(tables[ITEM])))
+def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray | float = 1.0) -> csr_matrix:
+    """[users + 1, items + 1] float32, the value where there is a row (a pair has one row at most)."""
+    return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def likes_of(rows: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> csr_matrix:
+def likes_of(rows: pd.DataFrame, shape: tuple[int, int]) -> csr_matrix:
     """Histories: the liked rows. The unknown item, column 0, is 1 for everybody: a constant."""
-    everybody = pd.DataFrame({"user_id": np.arange(len(tables[USER])), "item_id": 0})
-    return pairs_of(rows[rows["label"] == 1], tables) + pairs_of(everybody, tables)
+    everybody = pd.DataFrame({"user_id": np.arange(shape[0]), "item_id": 0})
+    return interactions(rows[rows["label"] == 1], shape) + interactions(everybody, shape)
 
 
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
@@ -501,7 +501,7 @@ class Run:
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
         self.histories = self.load_last() if args.resume else {}  # of the phases that began, in their order
         self.resumed = [*self.histories]  # the last of them is where to go on, those before are finished
-        self.lists = {}  # by whether validation rows count as well
+        self.lists, self.penalty = {}, None  # by whether validation rows count as well; chosen once
 
     def load_last(self) -> dict[str, list[dict]]:
         with opened(self.last, "start without --resume") as saved:
@@ -568,14 +568,14 @@ class Run:
     def fit_lists(self, refit: bool) -> dict[str, dict[str, Tensor]]:
         """What lists are made of, the same for all models of a run: histories, and pairs whose penalty the validation users choose."""
         if refit not in self.lists:
-            split, chosen = self.ds.reviews["split"], PENALTIES[-2]
-            train, held = (likes_of(self.ds.reviews[split == name], self.ds.tables) for name in ("train", "validation"))
-            if train.shape[1] <= RIDGE_ITEMS:
-                chosen = max(PENALTIES, key=lambda knobs: list_quality(train, fit_pairs(train, *knobs), held))
+            begin, rows, shape = time.perf_counter(), self.ds.reviews, (len(self.ds.users), len(self.ds.items))
+            train, held = (likes_of(rows[rows["split"] == name], shape) for name in ("train", "validation"))
+            if not self.penalty:  # over a large catalogue, trying takes too long
+                self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
             history = train.maximum(held) if refit else train
-            pairs = fit_pairs(history, *chosen)
-            if not refit:
-                print(f"lists: penalty {chosen[0]:g}, constant {chosen[1]}, validation NDCG@10 {list_quality(train, pairs, held):.4f}", flush=True)
+            pairs, told = fit_pairs(history, *self.penalty), f"penalty {self.penalty[0]:g}, constant {self.penalty[1]}"
+            told += "" if refit else f", validation NDCG@10 {list_quality(train, pairs, held):.4f}"
+            print(f"lists{' refit' * refit}: {told}, {time.perf_counter() - begin:.1f} s", flush=True)
             self.lists[refit] = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
         return self.lists[refit]
 
@@ -624,7 +624,7 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
         "config": config,
         "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
         **{f"{who}s": {name: pack(table[name]) for name in table} for who, table in features.tables.items()},
-        "seen": pack_matrix(pairs_of(ds.reviews[ds.reviews["split"] != "test"], ds.tables)),
+        "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
         "last_training_timestamp": ds.index["last_training_timestamp"],
         "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
         "fingerprint": ds.index["fingerprint"],

@@ -291,7 +291,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", default=["1", "2", "3", "4", "5", "6"], metavar="ROW", help="such as 1, 2 or 2c; all when left out")
     parser.add_argument("--quick", action="store_true", help="one seed or fold, 3 epochs, one setting")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="rows at a time, each on one thread (default: 2)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the table as markdown, complete after every experiment")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the table as markdown, complete after every row")
     args = parser.parse_args()
     chosen = [e for e in experiments() if any(e.row.startswith(row) for row in args.rows)]
     if unknown := [row for row in args.rows if not any(e.row.startswith(row) for e in experiments())]:

@@ -87,19 +87,23 @@ def shop(tmp_path_factory):
 
 
 def test_histories_are_the_training_likes_and_with_refit_those_of_validation(shop, tmp_path):
-    folder, ds = shop
+    (folder, ds), chosen = shop, []
     for name, flags, splits in (("a", [], ["train"]), ("b", ["--refit"], ["train", "validation"])):
         model = stage2.load_model(run(tmp_path / name, folder / "processed_data", "--epochs", "1", *flags), "cpu")
         rows = ds.reviews[ds.reviews["split"].isin(splits) & (ds.reviews["label"] == 1)]
         expected = {*zip(rows["user_id"], rows["item_id"]), *((user, 0) for user in range(len(ds.users)))}
         assert {*zip(*(part.tolist() for part in model.likes.nonzero()))} == expected and (model.likes.data == 1).all()
+        fits = [stage2.fit_pairs(model.likes, *knobs) for knobs in stage2.PENALTIES]  # the pairs are those of these histories, of one penalty
+        assert sum(np.allclose(model.pairs, pairs, atol=1e-6) for pairs in fits) == 1
+        chosen.append(int(np.argmax([np.allclose(model.pairs, pairs, atol=1e-6) for pairs in fits])))
+    assert chosen[0] == chosen[1]  # chosen on training and validation rows before both are joined
 
 
 def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_nothing(shop, tmp_path, capsys):
     folder, ds = shop
     path = run(tmp_path / "a", folder / "processed_data", "--epochs", "1")
     told = capsys.readouterr().out
-    train, held = (stage2.likes_of(ds.reviews[ds.reviews["split"] == name], ds.tables) for name in ("train", "validation"))
+    train, held = (stage2.likes_of(ds.reviews[ds.reviews["split"] == name], (len(ds.users), len(ds.items))) for name in ("train", "validation"))
     quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held) for knobs in stage2.PENALTIES}
     assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
     test = ds.reviews["split"] == "test"
