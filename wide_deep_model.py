@@ -455,7 +455,7 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray
     gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / (weight.sum() or 1)), dtype=np.float32)
     held_back = gram.diagonal() * DENOISE + penalty
     if len(held_back) <= RIDGE_ITEMS:
-        inverse = torch.linalg.inv(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32)))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32))))
         pairs = (-inverse / inverse.diagonal()).contiguous().numpy()  # by rows, as the product with histories reads it
         np.fill_diagonal(pairs, -1)
         pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
