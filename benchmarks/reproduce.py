@@ -3,6 +3,7 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/reproduce.py --data ../shared/data                   # all rows, under two hours on 2 cores
     python benchmarks/reproduce.py --data ../shared/data --rows 2c 4       # these rows only; 2 stands for 2a to 2d
+    python benchmarks/reproduce.py --data ../shared/data --rows 3 --commands   # the lines to type for these rows; nothing runs
     python benchmarks/reproduce.py --data ../shared/data --quick           # one seed or fold, 3 epochs: does it all run?
 
 Run number n is seed n of all three scripts, or fold n where folds are published. Of several settings (variants) a run takes the
@@ -30,7 +31,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import amazon_files
 import numpy as np
 import pandas as pd
 import published
@@ -66,7 +66,6 @@ class Experiment:
     runs: int = 3
     surprise: tuple[str, ...] = ()  # baselines of scikit-surprise, see GRIDS
     before: Callable[[Path, Path], None] | None = None  # (data, work): makes files first
-    runner: Callable[[Path, Path, int], dict] | None = None  # (data, folder, run) -> metrics.json, instead of the above
 
 
 def make_folds(data: Path, work: Path) -> None:
@@ -79,17 +78,14 @@ def make_folds(data: Path, work: Path) -> None:
 
 def amazon(features: str, figures: tuple[str, ...]) -> Experiment:
     metrics = {name: (f"models.wide_deep.{'.'.join(path)}", str(value or "-")) for name in figures for value, path in [published.FIGURES[name]]}
-    file = Path("amazon") / "2014" / "reviews_Musical_Instruments_5.json.gz"
+    source = f"--dataset amazon-reviews --input {{data}}/amazon/2014/reviews_Musical_Instruments_5.json.gz --split random --features {features}"
     return Experiment("1", f"Amazon classification, {features} features", "Musical Instruments 5-core, random 80/10/10; published: rows of the training set",
-                      metrics, runs=5, runner=lambda data, folder, run: published.run(data / file, folder, features, run))  # fmt: skip
+                      metrics, source, [" ".join(setting) for setting in published.SETTINGS], runs=5)  # fmt: skip
 
 
-def small_amazon(name: str) -> Experiment:
-    def run(data: Path, folder: Path, run: int) -> dict:
-        folder.mkdir()
-        return amazon_files.run(data / "amazon" / "2018" / f"{name}.json.gz", str(folder))
-
-    return Experiment("1", "Amazon classification, defaults", f"{name}, time split; tiny, no claim", {"AUC": (AUC, "-")}, runs=1, runner=run)
+def small_amazon(name: str, metadata: str = "") -> Experiment:
+    source = f"--dataset amazon-reviews --input {{data}}/amazon/2018/{name}.json.gz {metadata}"
+    return Experiment("1", "Amazon classification, defaults", f"{name}, time split; tiny, no claim", {"AUC": (AUC, "-")}, source, [""], runs=1)
 
 
 AUC, RMSE, MAE = (f"models.wide_deep.ratings.{metric}" for metric in ("auc", "rmse", "mae"))
@@ -112,7 +108,8 @@ ALL = ("user-kNN", "item-kNN", "SVD", "SVD++")
 
 def experiments() -> list[Experiment]:
     figures = ("AUC", "global list precision@10", "global list NDCG@10", "held-out coverage@10", "held-out precision@10", "catalogue NDCG@10")
-    found = [amazon(features, figures) for features in ("honest", "as-published")] + [small_amazon("All_Beauty_5"), small_amazon("Gift_Cards_5")]
+    found = [amazon(features, figures) for features in ("honest", "as-published")] + [
+        small_amazon("All_Beauty_5"), small_amazon("Gift_Cards_5", "--metadata {data}/amazon/2018/meta_Gift_Cards.json.gz")]  # fmt: skip
     core = "--min-core 20 --core-passes 1 --positive-threshold 1"  # lists are of what is rated, so every rating counts as a like
     dense = f"--dataset csv --input {{data}}/amazon/ratings/Electronics_dense.csv --columns user=user_id,item=prod_id,rating=rating --split random {core}"
     music = f"--dataset csv --input {{data}}/amazon/ratings/Digital_Music_20plus.txt --columns user=0,item=1,rating=2,timestamp=3 --split time {core}"
@@ -157,8 +154,6 @@ def script(name: str, folder: Path, flags: list[str], seed: int) -> float:
 def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tuple[dict, float, float]:
     """metrics.json of one run, with the baselines of scikit-surprise among its models; seconds in all and of training."""
     begin = time.perf_counter()
-    if e.runner:
-        return e.runner(data, work / f"{e.system} {e.protocol[:12]} {run}", run), time.perf_counter() - begin, 0.0
     flags = [flag.format(data=data, work=work, run=run) for flag in e.preprocessing.split()]
     folder = work / hashlib.sha256(f"{flags} {run}".encode()).hexdigest()[:12]  # experiments with the same rows share it
     if not folder.exists():
@@ -273,6 +268,15 @@ def lines(e: Experiment, reports: list[dict], seconds: float, training: float) -
     return out
 
 
+def commands(e: Experiment, data: Path) -> str:
+    """The experiment's three lines for a shell, of run 1; of several settings the first, the others as comments."""
+    stages = [("amazon_preprocessing", e.preprocessing.format(data=data, work="folds", run=1)), *(("wide_deep_model", v) for v in e.variants)]
+    shown = [f"python {name}.py {flags} --seed 1" for name, flags in [*stages, ("model_evaluation", e.evaluation)]]
+    shown = [("# or: " if 1 < number <= len(e.variants) else "") + " ".join(line.split()) for number, line in enumerate(shown)]
+    folds = ["# folds/ is written by make_folds of this script"] if e.before else []
+    return "\n".join([f"# {e.row} {e.system}: {e.protocol}", *folds, *shown, ""])
+
+
 def run_row(row: str, data: Path, quick: bool) -> tuple[list[str], bool]:
     """The experiments of a row, such as 2a, which share their prepared data: its lines of the table, and whether one failed."""
     os.environ["OMP_NUM_THREADS"] = "1"  # threads of several rows would wait for each other
@@ -295,12 +299,16 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("--rows", nargs="+", default=["1", "2", "3", "4", "5", "6"], metavar="ROW", help="such as 1, 2 or 2c; all when left out")
     parser.add_argument("--quick", action="store_true", help="one seed or fold, 3 epochs, one setting")
+    parser.add_argument("--commands", action="store_true", help="only print the command lines of the chosen rows")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="rows at a time, each on one thread (default: 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the table as markdown, complete after every row")
     args = parser.parse_args()
     chosen = [e for e in experiments() if any(e.row.startswith(row) for row in args.rows)]
     if unknown := [row for row in args.rows if not any(e.row.startswith(row) for e in experiments())]:
         parser.error(f"--rows {unknown[0]}: not one of {', '.join(sorted({e.row for e in experiments()}))}")
+    if args.commands:
+        print("\n".join(commands(e, args.data) for e in chosen), end="")
+        return 0
     if any(e.surprise for e in chosen) and not importlib.util.find_spec("surprise"):
         print("the rating baselines need scikit-surprise: pip install -r benchmarks/requirements.txt", file=sys.stderr)
         return 2
