@@ -135,15 +135,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ reading and cleaning
-def repeated_pairs(rows: pd.DataFrame) -> np.ndarray:
-    """True for all but the latest row of a user-item pair; a row of the user's own test or validation file wins."""
-    order = np.lexsort((np.arange(len(rows)), rows[TIMESTAMP].fillna(0), rows["given"], rows[ITEM].cat.codes, rows[USER].cat.codes))
-    user, item = rows[USER].cat.codes.to_numpy()[order], rows[ITEM].cat.codes.to_numpy()[order]
-    repeated = np.zeros(len(rows), bool)
-    repeated[order[:-1]] = (user[:-1] == user[1:]) & (item[:-1] == item[1:])
-    return repeated
-
-
 def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None) -> np.ndarray:
     """Mask [rows] of the largest set in which every user and item has at least k rows (`passes` None), or after that many passes."""
     keep = np.ones(len(user), bool)
@@ -167,9 +158,10 @@ def read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, Attribut
 
 
 def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates."""
+    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates: of a user-item pair the latest
+    row stays; a row of the user's own test or validation file wins."""
     rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
-    repeated = repeated_pairs(rows)
+    repeated = rows[[USER, ITEM, "given", TIMESTAMP]].sort_values(["given", TIMESTAMP]).duplicated([USER, ITEM], keep="last").sort_index()
     duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
     rows = rows[~repeated]
     before, passes = len(rows), None if args.core_passes == "until-stable" else int(args.core_passes)
