@@ -20,7 +20,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,7 @@ def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Gene
     validation_fraction = 0.0 if args.validation_input else args.validation_fraction
     if args.test_input and not args.validation_input:  # fractions of the rows that are left to split
         validation_fraction = min(args.validation_fraction / (1 - args.test_fraction), 0.99)
-    choose = {"time": split_by_time, "leave-one-out": split_off_last}.get(args.split, split_at_random)
+    choose = split_by_time if args.split == "time" else split_by_rank
     split[free] = choose(args, rows.iloc[free], test_fraction, validation_fraction, rng)
     for code, wanted in ((0, True), (1, args.validation_fraction > 0), (2, args.test_fraction > 0)):
         if wanted and not (split == code).any():
@@ -204,33 +204,26 @@ def split_by_time(args, rows, test_fraction, validation_fraction, rng) -> np.nda
     return np.where(times >= test, 2, np.where(times >= validation, 1, 0))
 
 
-def split_off_last(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
-    """Each user's last row is test, the one before validation (a random order where there are no times)."""
-    tie = rng.permutation(len(rows))
-    rank = rank_within(rows["user_id"].to_numpy(), (tie, -rows[TIMESTAMP].fillna(0).to_numpy()))
-    size = np.bincount(rows["user_id"])[rows["user_id"]]
-    test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
-    return np.where(rank >= np.minimum(held, size - 1), 0, np.where(rank < test, 2, 1))
-
-
-def split_at_random(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
-    """random: over all rows; stratified: within each label; per-user: within each user, rounding up or down by chance."""
-    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int), "per-user": rows["user_id"].to_numpy()}[args.split]
-    rank, size = rank_within(groups, (rng.permutation(len(rows)),)), np.bincount(groups)[groups]
-    rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
-    test = np.floor(size * test_fraction + rounding)
-    held = np.minimum(np.floor(size * (test_fraction + validation_fraction) + rounding), size - 1)  # everybody keeps a training row
+def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
+    """A share of each group's rows in a random order. random: of all rows; stratified: of each label; per-user: of each user,
+    rounding up or down by chance; leave-one-out: a user's last row is test, the one before validation."""
+    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int)}.get(args.split, rows["user_id"].to_numpy())
+    keys, size = [rng.permutation(len(rows))], np.bincount(groups)[groups]
+    if args.split == "leave-one-out":
+        keys.append(-rows[TIMESTAMP].fillna(0).to_numpy())  # the random order decides between equal times, and where there are none
+        test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
+    else:
+        rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
+        test, held = (np.floor(size * fraction + rounding) for fraction in (test_fraction, test_fraction + validation_fraction))
+    held = np.minimum(held, size - 1)  # everybody keeps a training row
+    rank = rank_within(groups, keys)
     return np.where(rank < np.minimum(test, held), 2, np.where(rank < held, 1, 0))
 
 
-def rank_within(groups: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
     """0-based rank of each row inside its group when the group is sorted by `keys` (last key first, as in np.lexsort)."""
-    order = np.lexsort((*keys, groups))
-    ordered = groups[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    rank = np.empty(len(groups), np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
-    return rank
+    ordered = pd.Series(groups).iloc[np.lexsort(keys)]
+    return ordered.groupby(ordered, sort=False).cumcount().sort_index().to_numpy()
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
