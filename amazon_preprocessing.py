@@ -534,15 +534,22 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
+def temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def replace_files(writers: dict[Path, Callable[[Path], None]]) -> None:
+    """Write all files under temporary names beside them and flush them to disk, then rename all in this order: none is ever half-written."""
     try:
-        write(temporary := path.with_name(f".{path.name}.tmp"))
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        for path, write in writers.items():
+            write(temporary(path))
+            with open(temporary(path), "rb") as handle:
+                os.fsync(handle.fileno())
+        for path in writers:
+            os.replace(temporary(path), path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in writers:
+            temporary(path).unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -573,26 +580,12 @@ def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
             out.write(json.dumps({"file": str(row.file), "line": int(row.line), "reason": row.reason}) + "\n")
 
 
-def write_artifacts(folder: Path, writers: dict[str, Callable[[Path], None]], index: dict) -> None:
-    """All files under temporary names, then all renames, then dataset.json: a killed run leaves the old set, the new
-    set, or a mixture that does not match dataset.json and is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.tmp" for name in [*writers, INDEX]}
-    try:
-        for name, write in writers.items():
-            write(temporary[name])
-        index["files"] = {name: {"bytes": temporary[name].stat().st_size, "sha256": sha256(temporary[name])} for name in writers}
-        contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
-        index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        temporary[INDEX].write_text(json.dumps(index, indent=1) + "\n")
-        for path in temporary.values():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        for name in [*writers, INDEX]:
-            os.replace(temporary[name], folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+def write_index(path: Path, index: dict, files: dict[str, Path]) -> None:
+    """dataset.json: the index with size and SHA-256 of the other files, which are still under their temporary names."""
+    index["files"] = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
+    contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
+    index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    path.write_text(json.dumps(index, indent=1) + "\n")
 
 
 class BuiltinsOnly(pickle.Unpickler):
@@ -760,18 +753,18 @@ def main(argv: list[str] | None = None) -> None:
     rows, rejected, attributes = read(args)
     rows, tables, vocabularies = build(args, rows, attributes)
     index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
-    write_artifacts(
-        args.output_dir,
-        {
-            REVIEWS: lambda path: write_reviews(path, rows),
-            USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
-            ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
-            VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
-            REJECTED: lambda path: write_rejected(path, rejected),
-            EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
-        },
-        index,
-    )
+    writers = {
+        REVIEWS: lambda path: write_reviews(path, rows),
+        USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
+        ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
+        VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
+        REJECTED: lambda path: write_rejected(path, rejected),
+        EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
+    }
+    files = {name: temporary(args.output_dir / name) for name in writers}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    writers[INDEX] = lambda path: write_index(path, index, files)  # last: a run killed among the renames leaves files that it does not name
+    replace_files({args.output_dir / name: write for name, write in writers.items()})
     liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {args.positive_threshold:g})"
     print(f"{name}: {len(rows):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
     print(f"{args.split} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))
