@@ -134,7 +134,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------ reading and cleaning
+# ------------------------------------------------------------------------------------------------------------ cleaning
 def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None) -> np.ndarray:
     """Mask [rows] of the largest set in which every user and item has at least k rows (`passes` None), or after that many passes."""
     keep = np.ones(len(user), bool)
@@ -147,17 +147,7 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
     return keep
 
 
-def read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, Attributes]:
-    """Clean rows, rejected lines (file, line, reason), and what is known of the kept users and items."""
-    sources = [(FORMATS[args.dataset].find(path), -1) for path in args.input]
-    sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
-    rows, unusable = read_ratings(args.dataset, sources, args.columns)
-    rows, repeated = clean(args, rows, sources[0][0])
-    attributes = read_attributes(args.dataset, args.metadata, sources[0][0], *(set(rows[name].cat.categories) for name in (USER, ITEM)))
-    return rows, pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)]), attributes
-
-
-def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates: of a user-item pair the latest
     row stays; a row of the user's own test or validation file wins."""
     rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
@@ -167,7 +157,7 @@ def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.
     before, passes = len(rows), None if args.core_passes == "until-stable" else int(args.core_passes)
     rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
     if rows.empty:
-        raise InputError(f"{path}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
+        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
     for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
         kept = rows[name].cat.remove_unused_categories()
@@ -745,7 +735,10 @@ def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: 
 def main(argv: list[str] | None = None) -> None:
     args, started = parse_args(argv), time.perf_counter()
     name = obtain(args)
-    rows, rejected, attributes = read(args)
+    rows, unusable = read_ratings(args)
+    rows, repeated = clean(args, rows)
+    attributes = read_attributes(args, *(set(rows[name].cat.categories) for name in (USER, ITEM)))
+    rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
     rows, tables, vocabularies = build(args, rows, attributes)
     index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
     writers = {
