@@ -310,18 +310,14 @@ def encode(values: Iterable, vocabulary: list) -> np.ndarray:
 
 
 def moment_values(timestamp_s: np.ndarray) -> dict[str, np.ndarray]:
-    """year, month 1..12, weekday 0..6 (Monday 0) and period 1..4 (quarter of the year) of UTC timestamps."""
-    when = pd.DatetimeIndex(np.asarray(timestamp_s, "datetime64[s]"))
+    """year, month 1..12, weekday 0..6 (Monday 0) and period 1..4 (quarter of the year) of UTC timestamps; NaN where there is no time."""
+    when = pd.DatetimeIndex(np.asarray(timestamp_s).astype("datetime64[s]"))
     return {"year": when.year, "month": when.month, "weekday": when.day_of_week, "period": when.quarter}
 
 
 def encode_moments(timestamp_s: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
     """Codes of the CONTEXT fields; all 0 where there is no time (NaN)."""
-    known = ~np.isnan(np.asarray(timestamp_s, np.float64))
-    codes = {name: np.zeros(len(known), np.int32) for name in CONTEXT}
-    for name, values in moment_values(np.asarray(timestamp_s)[known].astype(np.int64)).items():
-        codes[name][known] = encode(values, vocabularies[name])
-    return codes
+    return {name: encode(values, vocabularies[name]) for name, values in moment_values(timestamp_s).items()}
 
 
 def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
