@@ -457,12 +457,13 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
     return pd.concat(parts, axis=1)
 
 
-def fit_vocabularies(train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+def fit_vocabularies(args, train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
     """Every vocabulary, quantile and bucket of rows and moments. train: training rows."""
     times = train[TIMESTAMP].dropna().to_numpy(np.int64)
     vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
     averages = {name: float(train[name].mean()) for name in (RATING, *OWN_TEXT) if train[name].notna().any()} | {"residual": 0.0}
-    numeric = [name for name in (*NUMERIC, *OWN_TEXT) if name not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
+    of_rows = NUMERIC if args.features == "honest" else (*NUMERIC, *OWN_TEXT)  # a row's own text came after what is to be predicted
+    numeric = [n for n in of_rows if n not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
     vocabularies["numeric"] = {name: fit_numeric(name, train, tables, averages) for name in numeric}
     levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
     vocabularies["bucket_edges"] = {
@@ -497,6 +498,7 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
     ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
+    rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
     moment = moments_of(rows, rng)
     state = add_history(args, rows, moment, {name: len(raw) for name, raw in ids.items()})
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
@@ -506,17 +508,12 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
         if args.features == "honest":  # a site-wide figure contains what is to be predicted
             table = table.drop(columns=[name for name in table if name.startswith("site_")])
         tables[who] = add_attributes(who, pd.concat([pd.Series(ids[who], name=who), state[who]], axis=1), table, vocabularies)
-    fit_vocabularies(rows[rows["split"] == 0], tables, vocabularies)
+    fit_vocabularies(args, rows[rows["split"] == 0], tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
         rows[name] = codes.astype(np.int16)
     add_crosses(args, rows, moment, tables, vocabularies)
-    if args.features == "honest":  # a review's own text does not exist when it is to be predicted
-        rows = rows.drop(columns=list(OWN_TEXT))
-        for name in OWN_TEXT:
-            vocabularies["numeric"].pop(name)
-    rows = rows.drop(columns=[USER, ITEM, "file", "line", "given", "user_residual", "item_residual"]).sort_values("split", kind="stable", ignore_index=True)
-    first = ["user_id", "item_id", RATING, "label", TIMESTAMP, "split"]
-    return rows[[*first, *(c for c in rows if c not in first)]], tables, vocabularies
+    hidden = ["user_residual", "item_residual", *(OWN_TEXT if args.features == "honest" else ())]
+    return rows.drop(columns=hidden).sort_values("split", kind="stable", ignore_index=True), tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
