@@ -236,12 +236,11 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
         running = np.r_[0.0, np.cumsum(np.where(counted, v, 0.0))]
         return running[now] - running[start]
 
-    def at(row: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return np.where(known, moment[np.where(known, row, 0)], np.nan)
-
     previous = np.r_[-1, np.maximum.accumulate(np.where(counted, position, -1))][now]
     following = np.minimum.accumulate(np.where(counted, position, len(key))[::-1])[::-1][start]
-    found = {"review_count": total(np.ones(len(key))), "last": at(previous, previous >= start), "first": at(following, following < now)}
+    moments = np.r_[moment, np.nan]  # row -1 is none
+    found = {"review_count": total(np.ones(len(key)))}
+    found |= {"last": moments[np.where(previous >= start, previous, -1)], "first": moments[np.where(following < now, following, -1)]}
     for name, value in values.items():
         value = np.r_[value, np.full(size, np.nan)][order]
         with np.errstate(invalid="ignore"):
@@ -267,25 +266,25 @@ def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, i
     keys = {who: rows[f"{who}_id"].to_numpy() for who in sizes}
     values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
     overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
-    known, states = (dict(zip(sizes, found)) for found in zip(*(earlier_statistics(key, moment, train, values, sizes[who]) for who, key in keys.items())))
+    known = {who: earlier_statistics(keys[who], moment, train, values, size) for who, size in sizes.items()}
     tables = {}
     for who, other in (("user", "item"), ("item", "user")):
-        expected = damped(known[other]["avg_rating"], known[other]["review_count"], overall)
+        expected = damped(known[other][0]["avg_rating"], known[other][0]["review_count"], overall)
         rows[f"{who}_residual"] = values[RATING] - expected
-        residual = {"residual": rows[f"{who}_residual"].to_numpy()}
-        earlier, end = earlier_statistics(keys[who], moment, train, residual, sizes[who])
-        columns, state = known[who] | {"avg_residual": earlier["avg_residual"]}, states[who] | {"avg_residual": end["avg_residual"]}
+        residual = earlier_statistics(keys[who], moment, train, {"residual": rows[f"{who}_residual"].to_numpy()}, sizes[who])
+        columns, state = (of_values | of_residual for of_values, of_residual in zip(known[who], residual))
         if args.features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
             leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, sizes[who])[1]
             leak = {name: value for name, value in leak.items() if name in STATE}
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
-        since = (moment[:, None] - np.stack([columns["last"], columns["first"]], 1)) / DAY_S if timed else np.full((len(rows), 2), np.nan)
+        if not timed:  # the place in a random order is no time
+            columns, state = (found | {"last": np.nan, "first": np.nan} for found in (columns, state))
         for name in STATE:
             rows[f"{who}_{name}"] = columns[name].astype(np.int32 if name == "review_count" else np.float32)
-        rows[f"{who}_days_since_last"] = since[:, 0].astype(np.float32)
+        rows[f"{who}_days_since_last"] = ((moment - columns["last"]) / DAY_S).astype(np.float32)
         if who == "item":
-            rows["item_age_days"] = since[:, 1].astype(np.float32)
-        ends = {f"{who}_{name}_timestamp": state[name] if timed else np.nan for name in ("last", "first")}
+            rows["item_age_days"] = ((moment - columns["first"]) / DAY_S).astype(np.float32)
+        ends = {f"{who}_{name}_timestamp": state[name] for name in ("last", "first")}
         trained = {"train_count": np.bincount(keys[who][train], minlength=sizes[who])}
         tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state[name] for name in STATE} | ends)
     return tables
