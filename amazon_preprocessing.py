@@ -227,22 +227,21 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
     key, moment, counted = np.r_[key, np.arange(size)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
     order = np.lexsort((moment, key))
-    key, moment, counted, position = key[order], moment[order], counted[order], np.arange(len(key))
+    key, moment, counted = key[order], moment[order], counted[order]
     new_key = np.r_[True, key[1:] != key[:-1]]
     new_moment = new_key | np.r_[True, moment[1:] != moment[:-1]]
-    start, now = (np.maximum.accumulate(np.where(new, position, 0)) for new in (new_key, new_moment))
+    above = np.cumsum(counted) - counted  # counted rows above each row; it knows those from number begin to end - 1
+    begin, end = (np.maximum.accumulate(np.where(new, above, 0)) for new in (new_key, new_moment))
+    moments = np.r_[moment[counted], np.nan]  # number -1 is none
 
-    def total(v: np.ndarray) -> np.ndarray:  # over the counted rows start <= row < now
-        running = np.r_[0.0, np.cumsum(np.where(counted, v, 0.0))]
-        return running[now] - running[start]
+    def total(v: np.ndarray) -> np.ndarray:
+        running = np.r_[0.0, np.cumsum(v)]
+        return running[end] - running[begin]
 
-    previous = np.r_[-1, np.maximum.accumulate(np.where(counted, position, -1))][now]
-    following = np.minimum.accumulate(np.where(counted, position, len(key))[::-1])[::-1][start]
-    moments = np.r_[moment, np.nan]  # row -1 is none
-    found = {"review_count": total(np.ones(len(key)))}
-    found |= {"last": moments[np.where(previous >= start, previous, -1)], "first": moments[np.where(following < now, following, -1)]}
+    found = {"review_count": (end - begin).astype(np.float64)}
+    found |= {"last": moments[np.where(end > begin, end - 1, -1)], "first": moments[np.where(end > begin, begin, -1)]}
     for name, value in values.items():
-        value = np.r_[value, np.full(size, np.nan)][order]
+        value = value[order[counted]]
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
     unsorted = np.argsort(order)
