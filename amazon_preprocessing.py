@@ -160,11 +160,9 @@ def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, p
         raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
     for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
-        kept = rows[name].cat.remove_unused_categories()
-        rows[name] = kept.cat.reorder_categories(sorted(kept.cat.categories))
-    rows["user_id"], rows["item_id"] = (rows[name].cat.codes.astype(np.int32) + 1 for name in (USER, ITEM))
-    rows = rows.sort_values([TIMESTAMP, "user_id", "item_id"], kind="stable", ignore_index=True)
-    return rows, duplicates
+        rows[name] = rows[name].cat.set_categories(sorted(rows[name].unique()))
+        rows[f"{name}_id"] = rows[name].cat.codes.astype(np.int32) + 1
+    return rows.sort_values([TIMESTAMP, "user_id", "item_id"], ignore_index=True), duplicates
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
