@@ -246,21 +246,14 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     return tuple({name: value[unsorted[part]] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
-def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """When each row happened, for "earlier". Without times: training rows in a random order, all other rows after them."""
-    if rows[TIMESTAMP].notna().all():
-        return rows[TIMESTAMP].to_numpy(np.float64)
-    return np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows)).astype(np.float64)
-
-
-def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, int]) -> dict[str, pd.DataFrame]:
-    """Add the user_* and item_* columns of every row; return both tables' numeric state at the end of training.
+def add_history(args, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, list]) -> dict[str, pd.DataFrame]:
+    """Add the user_* and item_* columns of every row; return both tables with their numeric state at the end of training.
 
     A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
     so far, and the other way round. It tells a generous user from one who bought good things.
     """
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
-    keys = {who: rows[f"{who}_id"].to_numpy() for who in sizes}
+    keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
     values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
     overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
     known = {who: earlier_statistics(keys[who], moment, train, values, size) for who, size in sizes.items()}
@@ -282,7 +275,7 @@ def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, i
         if who == "item":
             rows["item_age_days"] = ((moment - columns["first"]) / DAY_S).astype(np.float32)
         ends = {f"{who}_{name}_timestamp": state[name] for name in ("last", "first")}
-        trained = {"train_count": np.bincount(keys[who][train], minlength=sizes[who])}
+        trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=sizes[who])}
         tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state[name] for name in STATE} | ends)
     return tables
 
@@ -495,15 +488,17 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
     ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
     rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
-    moment = moments_of(rows, rng)
-    state = add_history(args, rows, moment, {name: len(raw) for name, raw in ids.items()})
+    timed = rows[TIMESTAMP].notna().all()  # without times: training rows in a random order, all other rows after them
+    moment = rows[TIMESTAMP] if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
+    moment = np.asarray(moment, np.float64)
+    state = add_history(args, rows, moment, ids)
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
     vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
     tables = {}
     for who, table in ((USER, attributes.users), (ITEM, products)):
         if args.features == "honest":  # a site-wide figure contains what is to be predicted
             table = table.drop(columns=[name for name in table if name.startswith("site_")])
-        tables[who] = add_attributes(who, pd.concat([pd.Series(ids[who], name=who), state[who]], axis=1), table, vocabularies)
+        tables[who] = add_attributes(who, state[who], table, vocabularies)
     fit_vocabularies(args, rows[rows["split"] == 0], tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
         rows[name] = codes.astype(np.int16)
