@@ -284,11 +284,9 @@ def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
     key, train = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy()
     residual = {"residual": rows["user_residual"].to_numpy()}
-    known, state = earlier_statistics(key, moment, train & (key > 0), residual, spec["size"])
+    known, state = earlier_statistics(key, moment, train & (key > 0), residual, spec["size"])  # id 0 is many pairs: no history
     spec["state"] = {}
-    for name in PAIR_STATE:  # pairs outside the vocabulary, id 0, have no history of their own
-        short = name.removeprefix("user_category_")
-        dtype = np.int32 if short == "review_count" else np.float32
+    for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
         rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
 
 
