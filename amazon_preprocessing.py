@@ -547,9 +547,8 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
 
 
 def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
-    with open(path, "w") as out:
-        for row in rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).itertuples():
-            out.write(json.dumps({"file": str(row.file), "line": int(row.line), "reason": row.reason}) + "\n")
+    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).to_dict("records")
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in shown))
 
 
 def write_index(path: Path, index: dict, files: dict[str, Path]) -> None:
