@@ -659,16 +659,14 @@ def use_once(ds: Dataset) -> None:
 # ---------------------------------------------------------------------------------------------------------- the report
 def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
     """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
-    import matplotlib  # here, because importing it costs a second that no later stage should pay
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # here, because importing it costs a second that no later stage should pay
     import seaborn as sns
 
+    plt.switch_backend("agg")
     sns.set_theme(style="whitegrid", palette="colorblind")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    share = rows[RATING].map("{:g}".format).value_counts(normalize=True)[[f"{r:g}" for r in sorted(rows[RATING].unique())]]
+    share = rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format)
     share.mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
     split, cold = rows["split"].map(dict(enumerate(SPLITS))), {}
     for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
