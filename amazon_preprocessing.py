@@ -280,14 +280,15 @@ def add_history(args, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, lis
     return tables
 
 
-def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None:
+def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, vocabularies: dict) -> None:
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
-    key, train = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy()
-    residual = {"residual": rows["user_residual"].to_numpy()}
-    known, state = earlier_statistics(key, moment, train & (key > 0), residual, spec["size"])  # id 0 is many pairs: no history
+    key, train, spec = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy(), vocabularies["crosses"]["cross_user_category"]
+    counted = train & (key > 0)  # pairs outside the vocabulary, id 0, have no history of their own
+    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"])
     spec["state"] = {}
     for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
         rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
+        vocabularies["numeric"][name] = fit_numeric(name, rows[train], {}, {"residual": 0.0})
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -474,9 +475,7 @@ def add_crosses(args, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, 
         spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
         rows[name] = cross_ids(codes[left], codes[right], spec)
         vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
-    add_pair_history(rows, moment, vocabularies["crosses"]["cross_user_category"])
-    for name in PAIR_STATE:
-        vocabularies["numeric"][name] = fit_numeric(name, rows[train], tables, {"residual": 0.0})
+    add_pair_history(rows, moment, vocabularies)
 
 
 def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
