@@ -486,8 +486,7 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
     rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
     timed = rows[TIMESTAMP].notna().all()  # without times: training rows in a random order, all other rows after them
-    moment = rows[TIMESTAMP] if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
-    moment = np.asarray(moment, np.float64)
+    moment = rows[TIMESTAMP].to_numpy() if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
     state = add_history(args, rows, moment, ids)
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
     vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
