@@ -20,7 +20,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------ reading and cleaning
-def repeated_pairs(rows: pd.DataFrame) -> np.ndarray:
-    """True for all but the latest row of a user-item pair; a row of the user's own test or validation file wins."""
-    order = np.lexsort((np.arange(len(rows)), rows[TIMESTAMP].fillna(0), rows["given"], rows[ITEM].cat.codes, rows[USER].cat.codes))
-    user, item = rows[USER].cat.codes.to_numpy()[order], rows[ITEM].cat.codes.to_numpy()[order]
-    repeated = np.zeros(len(rows), bool)
-    repeated[order[:-1]] = (user[:-1] == user[1:]) & (item[:-1] == item[1:])
-    return repeated
-
-
+# ------------------------------------------------------------------------------------------------------------ cleaning
 def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None) -> np.ndarray:
     """Mask [rows] of the largest set in which every user and item has at least k rows (`passes` None), or after that many passes."""
     keep = np.ones(len(user), bool)
@@ -156,33 +147,22 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
     return keep
 
 
-def read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame, Attributes]:
-    """Clean rows, rejected lines (file, line, reason), and what is known of the kept users and items."""
-    sources = [(FORMATS[args.dataset].find(path), -1) for path in args.input]
-    sources += [(args.validation_input, 1)] * bool(args.validation_input) + [(args.test_input, 2)] * bool(args.test_input)
-    rows, unusable = read_ratings(args.dataset, sources, args.columns)
-    rows, repeated = clean(args, rows, sources[0][0])
-    attributes = read_attributes(args.dataset, args.metadata, sources[0][0], *(set(rows[name].cat.categories) for name in (USER, ITEM)))
-    return rows, pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)]), attributes
-
-
-def clean(args: argparse.Namespace, rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates."""
+def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates: of a user-item pair the latest
+    row stays; a row of the user's own test or validation file wins."""
     rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
-    repeated = repeated_pairs(rows)
+    repeated = rows[[USER, ITEM, "given", TIMESTAMP]].sort_values(["given", TIMESTAMP]).duplicated([USER, ITEM], keep="last").sort_index()
     duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
     rows = rows[~repeated]
     before, passes = len(rows), None if args.core_passes == "until-stable" else int(args.core_passes)
     rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
     if rows.empty:
-        raise InputError(f"{path}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
+        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
     for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
-        kept = rows[name].cat.remove_unused_categories()
-        rows[name] = kept.cat.reorder_categories(sorted(kept.cat.categories))
-    rows["user_id"], rows["item_id"] = (rows[name].cat.codes.astype(np.int32) + 1 for name in (USER, ITEM))
-    rows = rows.sort_values([TIMESTAMP, "user_id", "item_id"], kind="stable", ignore_index=True)
-    return rows, duplicates
+        rows[name] = rows[name].cat.set_categories(sorted(rows[name].unique()))
+        rows[f"{name}_id"] = rows[name].cat.codes.astype(np.int32) + 1
+    return rows.sort_values([TIMESTAMP, "user_id", "item_id"], ignore_index=True), duplicates
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
@@ -194,7 +174,7 @@ def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Gene
     validation_fraction = 0.0 if args.validation_input else args.validation_fraction
     if args.test_input and not args.validation_input:  # fractions of the rows that are left to split
         validation_fraction = min(args.validation_fraction / (1 - args.test_fraction), 0.99)
-    choose = {"time": split_by_time, "leave-one-out": split_off_last}.get(args.split, split_at_random)
+    choose = split_by_time if args.split == "time" else split_by_rank
     split[free] = choose(args, rows.iloc[free], test_fraction, validation_fraction, rng)
     for code, wanted in ((0, True), (1, args.validation_fraction > 0), (2, args.test_fraction > 0)):
         if wanted and not (split == code).any():
@@ -212,33 +192,26 @@ def split_by_time(args, rows, test_fraction, validation_fraction, rng) -> np.nda
     return np.where(times >= test, 2, np.where(times >= validation, 1, 0))
 
 
-def split_off_last(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
-    """Each user's last row is test, the one before validation (a random order where there are no times)."""
-    tie = rng.permutation(len(rows))
-    rank = rank_within(rows["user_id"].to_numpy(), (tie, -rows[TIMESTAMP].fillna(0).to_numpy()))
-    size = np.bincount(rows["user_id"])[rows["user_id"]]
-    test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
-    return np.where(rank >= np.minimum(held, size - 1), 0, np.where(rank < test, 2, 1))
-
-
-def split_at_random(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
-    """random: over all rows; stratified: within each label; per-user: within each user, rounding up or down by chance."""
-    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int), "per-user": rows["user_id"].to_numpy()}[args.split]
-    rank, size = rank_within(groups, (rng.permutation(len(rows)),)), np.bincount(groups)[groups]
-    rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
-    test = np.floor(size * test_fraction + rounding)
-    held = np.minimum(np.floor(size * (test_fraction + validation_fraction) + rounding), size - 1)  # everybody keeps a training row
+def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
+    """A share of each group's rows in a random order. random: of all rows; stratified: of each label; per-user: of each user,
+    rounding up or down by chance; leave-one-out: a user's last row is test, the one before validation."""
+    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int)}.get(args.split, rows["user_id"].to_numpy())
+    keys, size = [rng.permutation(len(rows))], np.bincount(groups)[groups]
+    if args.split == "leave-one-out":
+        keys.append(-rows[TIMESTAMP].fillna(0).to_numpy())  # the random order decides between equal times, and where there are none
+        test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
+    else:
+        rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
+        test, held = (np.floor(size * fraction + rounding) for fraction in (test_fraction, test_fraction + validation_fraction))
+    held = np.minimum(held, size - 1)  # everybody keeps a training row
+    rank = rank_within(groups, keys)
     return np.where(rank < np.minimum(test, held), 2, np.where(rank < held, 1, 0))
 
 
-def rank_within(groups: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
     """0-based rank of each row inside its group when the group is sorted by `keys` (last key first, as in np.lexsort)."""
-    order = np.lexsort((*keys, groups))
-    ordered = groups[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    rank = np.empty(len(groups), np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
-    return rank
+    ordered = pd.Series(groups).iloc[np.lexsort(keys)]
+    return ordered.groupby(ordered, sort=False).cumcount().sort_index().to_numpy()
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
@@ -252,80 +225,70 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
     key, moment, counted = np.r_[key, np.arange(size)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
     order = np.lexsort((moment, key))
-    key, moment, counted, position = key[order], moment[order], counted[order], np.arange(len(key))
+    key, moment, counted = key[order], moment[order], counted[order]
     new_key = np.r_[True, key[1:] != key[:-1]]
     new_moment = new_key | np.r_[True, moment[1:] != moment[:-1]]
-    start, now = (np.maximum.accumulate(np.where(new, position, 0)) for new in (new_key, new_moment))
+    above = np.cumsum(counted) - counted  # counted rows above each row; it knows those from number begin to end - 1
+    begin, end = (np.maximum.accumulate(np.where(new, above, 0)) for new in (new_key, new_moment))
+    moments = np.r_[moment[counted], np.nan]  # number -1 is none
 
-    def total(v: np.ndarray) -> np.ndarray:  # over the counted rows start <= row < now
-        running = np.r_[0.0, np.cumsum(np.where(counted, v, 0.0))]
-        return running[now] - running[start]
+    def total(v: np.ndarray) -> np.ndarray:
+        running = np.r_[0.0, np.cumsum(v)]
+        return running[end] - running[begin]
 
-    def at(row: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return np.where(known, moment[np.where(known, row, 0)], np.nan)
-
-    previous = np.r_[-1, np.maximum.accumulate(np.where(counted, position, -1))][now]
-    following = np.minimum.accumulate(np.where(counted, position, len(key))[::-1])[::-1][start]
-    found = {"review_count": total(np.ones(len(key))), "last": at(previous, previous >= start), "first": at(following, following < now)}
+    found = {"review_count": (end - begin).astype(np.float64)}
+    found |= {"last": moments[np.where(end > begin, end - 1, -1)], "first": moments[np.where(end > begin, begin, -1)]}
     for name, value in values.items():
-        value = np.r_[value, np.full(size, np.nan)][order]
+        value = value[order[counted]]
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
     unsorted = np.argsort(order)
     return tuple({name: value[unsorted[part]] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
-def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """When each row happened, for "earlier". Without times: training rows in a random order, all other rows after them."""
-    if rows[TIMESTAMP].notna().all():
-        return rows[TIMESTAMP].to_numpy(np.float64)
-    return np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows)).astype(np.float64)
-
-
-def add_history(args, rows: pd.DataFrame, moment: np.ndarray, sizes: dict[str, int]) -> dict[str, pd.DataFrame]:
-    """Add the user_* and item_* columns of every row; return both tables' numeric state at the end of training.
+def add_history(args, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, list]) -> dict[str, pd.DataFrame]:
+    """Add the user_* and item_* columns of every row; return both tables with their numeric state at the end of training.
 
     A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
     so far, and the other way round. It tells a generous user from one who bought good things.
     """
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
-    keys = {who: rows[f"{who}_id"].to_numpy() for who in sizes}
+    keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
     values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
     overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
-    known, states = (dict(zip(sizes, found)) for found in zip(*(earlier_statistics(key, moment, train, values, sizes[who]) for who, key in keys.items())))
+    known = {who: earlier_statistics(keys[who], moment, train, values, size) for who, size in sizes.items()}
     tables = {}
     for who, other in (("user", "item"), ("item", "user")):
-        expected = damped(known[other]["avg_rating"], known[other]["review_count"], overall)
+        expected = damped(known[other][0]["avg_rating"], known[other][0]["review_count"], overall)
         rows[f"{who}_residual"] = values[RATING] - expected
-        residual = {"residual": rows[f"{who}_residual"].to_numpy()}
-        earlier, end = earlier_statistics(keys[who], moment, train, residual, sizes[who])
-        columns, state = known[who] | {"avg_residual": earlier["avg_residual"]}, states[who] | {"avg_residual": end["avg_residual"]}
+        residual = earlier_statistics(keys[who], moment, train, {"residual": rows[f"{who}_residual"].to_numpy()}, sizes[who])
+        columns, state = (of_values | of_residual for of_values, of_residual in zip(known[who], residual))
         if args.features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
             leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, sizes[who])[1]
             leak = {name: value for name, value in leak.items() if name in STATE}
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
-        since = (moment[:, None] - np.stack([columns["last"], columns["first"]], 1)) / DAY_S if timed else np.full((len(rows), 2), np.nan)
+        if not timed:  # the place in a random order is no time
+            columns, state = (found | {"last": np.nan, "first": np.nan} for found in (columns, state))
         for name in STATE:
             rows[f"{who}_{name}"] = columns[name].astype(np.int32 if name == "review_count" else np.float32)
-        rows[f"{who}_days_since_last"] = since[:, 0].astype(np.float32)
+        rows[f"{who}_days_since_last"] = ((moment - columns["last"]) / DAY_S).astype(np.float32)
         if who == "item":
-            rows["item_age_days"] = since[:, 1].astype(np.float32)
-        ends = {f"{who}_{name}_timestamp": state[name] if timed else np.nan for name in ("last", "first")}
-        trained = {"train_count": np.bincount(keys[who][train], minlength=sizes[who])}
+            rows["item_age_days"] = ((moment - columns["first"]) / DAY_S).astype(np.float32)
+        ends = {f"{who}_{name}_timestamp": state[name] for name in ("last", "first")}
+        trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=sizes[who])}
         tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state[name] for name in STATE} | ends)
     return tables
 
 
-def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, spec: dict) -> None:
+def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, vocabularies: dict) -> None:
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
-    key, train = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy()
-    residual = {"residual": rows["user_residual"].to_numpy()}
-    known, state = earlier_statistics(key, moment, train & (key > 0), residual, spec["size"])
+    key, train, spec = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy(), vocabularies["crosses"]["cross_user_category"]
+    counted = train & (key > 0)  # pairs outside the vocabulary, id 0, have no history of their own
+    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"])
     spec["state"] = {}
-    for name in PAIR_STATE:  # pairs outside the vocabulary, id 0, have no history of their own
-        short = name.removeprefix("user_category_")
-        dtype = np.int32 if short == "review_count" else np.float32
+    for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
         rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
+        vocabularies["numeric"][name] = fit_numeric(name, rows[train], {}, {"residual": 0.0})
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -335,18 +298,14 @@ def encode(values: Iterable, vocabulary: list) -> np.ndarray:
 
 
 def moment_values(timestamp_s: np.ndarray) -> dict[str, np.ndarray]:
-    """year, month 1..12, weekday 0..6 (Monday 0) and period 1..4 (quarter of the year) of UTC timestamps."""
-    when = pd.DatetimeIndex(np.asarray(timestamp_s, "datetime64[s]"))
+    """year, month 1..12, weekday 0..6 (Monday 0) and period 1..4 (quarter of the year) of UTC timestamps; NaN where there is no time."""
+    when = pd.DatetimeIndex(np.asarray(timestamp_s).astype("datetime64[s]"))
     return {"year": when.year, "month": when.month, "weekday": when.day_of_week, "period": when.quarter}
 
 
 def encode_moments(timestamp_s: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
     """Codes of the CONTEXT fields; all 0 where there is no time (NaN)."""
-    known = ~np.isnan(np.asarray(timestamp_s, np.float64))
-    codes = {name: np.zeros(len(known), np.int32) for name in CONTEXT}
-    for name, values in moment_values(np.asarray(timestamp_s)[known].astype(np.int64)).items():
-        codes[name][known] = encode(values, vocabularies[name])
-    return codes
+    return {name: encode(values, vocabularies[name]) for name, values in moment_values(timestamp_s).items()}
 
 
 def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
@@ -486,12 +445,13 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
     return pd.concat(parts, axis=1)
 
 
-def fit_vocabularies(train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+def fit_vocabularies(args, train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
     """Every vocabulary, quantile and bucket of rows and moments. train: training rows."""
     times = train[TIMESTAMP].dropna().to_numpy(np.int64)
     vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
     averages = {name: float(train[name].mean()) for name in (RATING, *OWN_TEXT) if train[name].notna().any()} | {"residual": 0.0}
-    numeric = [name for name in (*NUMERIC, *OWN_TEXT) if name not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
+    of_rows = NUMERIC if args.features == "honest" else (*NUMERIC, *OWN_TEXT)  # a row's own text came after what is to be predicted
+    numeric = [n for n in of_rows if n not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
     vocabularies["numeric"] = {name: fit_numeric(name, train, tables, averages) for name in numeric}
     levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
     vocabularies["bucket_edges"] = {
@@ -515,9 +475,7 @@ def add_crosses(args, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, 
         spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
         rows[name] = cross_ids(codes[left], codes[right], spec)
         vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
-    add_pair_history(rows, moment, vocabularies["crosses"]["cross_user_category"])
-    for name in PAIR_STATE:
-        vocabularies["numeric"][name] = fit_numeric(name, rows[train], tables, {"residual": 0.0})
+    add_pair_history(rows, moment, vocabularies)
 
 
 def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
@@ -526,38 +484,42 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
     ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
-    moment = moments_of(rows, rng)
-    state = add_history(args, rows, moment, {name: len(raw) for name, raw in ids.items()})
+    rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
+    timed = rows[TIMESTAMP].notna().all()  # without times: training rows in a random order, all other rows after them
+    moment = rows[TIMESTAMP].to_numpy() if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
+    state = add_history(args, rows, moment, ids)
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
     vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
     tables = {}
     for who, table in ((USER, attributes.users), (ITEM, products)):
         if args.features == "honest":  # a site-wide figure contains what is to be predicted
             table = table.drop(columns=[name for name in table if name.startswith("site_")])
-        tables[who] = add_attributes(who, pd.concat([pd.Series(ids[who], name=who), state[who]], axis=1), table, vocabularies)
-    fit_vocabularies(rows[rows["split"] == 0], tables, vocabularies)
+        tables[who] = add_attributes(who, state[who], table, vocabularies)
+    fit_vocabularies(args, rows[rows["split"] == 0], tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
         rows[name] = codes.astype(np.int16)
     add_crosses(args, rows, moment, tables, vocabularies)
-    if args.features == "honest":  # a review's own text does not exist when it is to be predicted
-        rows = rows.drop(columns=list(OWN_TEXT))
-        for name in OWN_TEXT:
-            vocabularies["numeric"].pop(name)
-    rows = rows.drop(columns=[USER, ITEM, "file", "line", "given", "user_residual", "item_residual"]).sort_values("split", kind="stable", ignore_index=True)
-    first = ["user_id", "item_id", RATING, "label", TIMESTAMP, "split"]
-    return rows[[*first, *(c for c in rows if c not in first)]], tables, vocabularies
+    hidden = ["user_residual", "item_residual", *(OWN_TEXT if args.features == "honest" else ())]
+    return rows.drop(columns=hidden).sort_values("split", kind="stable", ignore_index=True), tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
+def temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def replace_files(writers: dict[Path, Callable[[Path], None]]) -> None:
+    """Write all files under temporary names beside them and flush them to disk, then rename all in this order: none is ever half-written."""
     try:
-        write(temporary := path.with_name(f".{path.name}.tmp"))
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        for path, write in writers.items():
+            write(temporary(path))
+            with open(temporary(path), "rb") as handle:
+                os.fsync(handle.fileno())
+        for path in writers:
+            os.replace(temporary(path), path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in writers:
+            temporary(path).unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -583,31 +545,16 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
 
 
 def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
-    with open(path, "w") as out:
-        for row in rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).itertuples():
-            out.write(json.dumps({"file": str(row.file), "line": int(row.line), "reason": row.reason}) + "\n")
+    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).to_dict("records")
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in shown))
 
 
-def write_artifacts(folder: Path, writers: dict[str, Callable[[Path], None]], index: dict) -> None:
-    """All files under temporary names, then all renames, then dataset.json: a killed run leaves the old set, the new
-    set, or a mixture that does not match dataset.json and is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.tmp" for name in [*writers, INDEX]}
-    try:
-        for name, write in writers.items():
-            write(temporary[name])
-        index["files"] = {name: {"bytes": temporary[name].stat().st_size, "sha256": sha256(temporary[name])} for name in writers}
-        contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
-        index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        temporary[INDEX].write_text(json.dumps(index, indent=1) + "\n")
-        for path in temporary.values():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        for name in [*writers, INDEX]:
-            os.replace(temporary[name], folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+def write_index(path: Path, index: dict, files: dict[str, Path]) -> None:
+    """dataset.json: the index with size and SHA-256 of the other files, which are still under their temporary names."""
+    index["files"] = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
+    contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
+    index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    path.write_text(json.dumps(index, indent=1) + "\n")
 
 
 class BuiltinsOnly(pickle.Unpickler):
@@ -636,31 +583,27 @@ class Dataset:
 def load_dataset(folder: Path) -> Dataset:
     """Read and verify a folder written by this script. Raises InputError with the line to run where anything is amiss."""
     again = f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"
+    name, frames = INDEX, []
     try:
         index = json.loads((folder / INDEX).read_bytes())
-        if missing := {*INDEX_KEYS} - index.keys() | {REVIEWS, USERS, ITEMS, VOCABULARIES} - index["files"].keys():
-            raise InputError(f"{folder / INDEX} does not tell {', '.join(sorted(missing))}{again}")
+        missing = {*INDEX_KEYS} - index.keys() | {REVIEWS, USERS, ITEMS, VOCABULARIES} - index["files"].keys()
+        require(not missing, f"it does not tell {', '.join(sorted(missing))}")
         for name, told in index["files"].items():
-            if (folder / name).stat().st_size != told["bytes"] or sha256(folder / name) != told["sha256"]:
-                raise InputError(f"{folder / name} is not the file that {INDEX} names{again}")
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing{again}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}){again}") from None
-    try:
-        frames = []
+            same = (folder / name).stat().st_size == told["bytes"] and sha256(folder / name) == told["sha256"]
+            require(same, f"it is not the file that {INDEX} names")
         for name in (REVIEWS, USERS, ITEMS):
             frames.append(pq.read_table(folder / name).to_pandas())
         name = VOCABULARIES
         vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
-        for spec in vocabularies["crosses"].values():
-            spec |= convert({key: spec[key] for key in ("keys", "state") if key in spec}, list, np.array)
+        vocabularies["crosses"] = convert(vocabularies["crosses"], list, np.array)
         dataset, name = Dataset(folder, index, *frames, vocabularies), ""
         check_dataset(dataset)
         use_once(dataset)
-    except Exception as error:  # whatever a damaged or hostile file provokes inside the parsers
+        return dataset
+    except FileNotFoundError:
+        raise InputError(f"{folder / name} is missing{again}") from None
+    except Exception as error:  # whatever a damaged or hostile file provokes
         raise InputError(f"{folder / name} cannot be used ({type(error).__name__}: {' '.join(str(error)[:200].split())}){again}") from None
-    return dataset
 
 
 def require(true: bool, otherwise: str) -> None:
@@ -670,7 +613,7 @@ def require(true: bool, otherwise: str) -> None:
 
 def check_dataset(ds: Dataset) -> None:
     """Refuse artifacts that contradict their contract: later stages index by these codes without looking again."""
-    words, split = ds.vocabularies, ds.reviews["split"].astype(str).to_numpy()
+    words, split = ds.vocabularies, pd.Index(SPLITS).get_indexer(ds.reviews["split"].astype(str))
     columns = {name: table[name] for who, table in ds.tables.items() for name in words["categories"][who]}
     sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, *columns)}}
     sizes |= {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}}
@@ -678,13 +621,12 @@ def check_dataset(ds: Dataset) -> None:
         codes = columns.get(name, ds.reviews.get(name)).to_numpy()
         whole = codes.dtype.kind == "i" and len(codes) and codes.min() >= (name in ("user_id", "item_id")) and codes.max() < size
         require(whole, f"{name} holds codes outside its vocabulary of {size}")
-    order = [s for s, before in zip(split, [None, *split[:-1]]) if s != before]
-    require(order == [s for s in SPLITS if s in split], "the rows are not ordered train, validation, test")
-    require({n: int((split == n).sum()) for n in SPLITS} == ds.index["rows"], f"{INDEX} tells other numbers of rows")
+    told = {name: int((split == code).sum()) for code, name in enumerate(SPLITS)} == ds.index["rows"]
+    require(told and (np.diff(split, prepend=0) >= 0).all(), f"the rows are not as many as {INDEX} tells, in the order train, validation, test")
     numbers = {RATING, TIMESTAMP, *words["numeric"]} - {n for names in words["attributes"].values() for n in names}
     require(all(ds.reviews[n].dtype.kind in "if" for n in numbers) and np.isfinite(ds.reviews[RATING]).all(), "a numeric column holds something else")
     for who, table in ds.tables.items():
-        trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == "train"], minlength=len(table))
+        trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == 0], minlength=len(table))
         numbers = [*(f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")), *words["attributes"][who]]
         whole = who in table and np.array_equal(trained, table["train_count"]) and all(table[n].dtype.kind in "if" for n in numbers)
         require(whole, f"{who}s.parquet does not belong to {REVIEWS}")
@@ -715,16 +657,14 @@ def use_once(ds: Dataset) -> None:
 # ---------------------------------------------------------------------------------------------------------- the report
 def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> None:
     """Six views of the kept rows: ratings, their number per user and item, activity, likes over time, cold share."""
-    import matplotlib  # here, because importing it costs a second that no later stage should pay
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # here, because importing it costs a second that no later stage should pay
     import seaborn as sns
 
+    plt.switch_backend("agg")
     sns.set_theme(style="whitegrid", palette="colorblind")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    share = rows[RATING].map("{:g}".format).value_counts(normalize=True)[[f"{r:g}" for r in sorted(rows[RATING].unique())]]
+    share = rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format)
     share.mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
     split, cold = rows["split"].map(dict(enumerate(SPLITS))), {}
     for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
@@ -772,21 +712,24 @@ def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: 
 def main(argv: list[str] | None = None) -> None:
     args, started = parse_args(argv), time.perf_counter()
     name = obtain(args)
-    rows, rejected, attributes = read(args)
+    rows, unusable = read_ratings(args)
+    rows, repeated = clean(args, rows)
+    attributes = read_attributes(args, *(set(rows[name].cat.categories) for name in (USER, ITEM)))
+    rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
     rows, tables, vocabularies = build(args, rows, attributes)
     index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
-    write_artifacts(
-        args.output_dir,
-        {
-            REVIEWS: lambda path: write_reviews(path, rows),
-            USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
-            ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
-            VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
-            REJECTED: lambda path: write_rejected(path, rejected),
-            EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
-        },
-        index,
-    )
+    writers = {
+        REVIEWS: lambda path: write_reviews(path, rows),
+        USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
+        ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
+        VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
+        REJECTED: lambda path: write_rejected(path, rejected),
+        EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
+    }
+    files = {name: temporary(args.output_dir / name) for name in writers}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    writers[INDEX] = lambda path: write_index(path, index, files)  # last: a run killed among the renames leaves files that it does not name
+    replace_files({args.output_dir / name: write for name, write in writers.items()})
     liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {args.positive_threshold:g})"
     print(f"{name}: {len(rows):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
     print(f"{args.split} split: " + ", ".join(f"{count:,} {split}" for split, count in index["rows"].items()))

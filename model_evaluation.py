@@ -35,7 +35,7 @@ from scipy.special import expit
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_file, run_script
+from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script
 from wide_deep_model import ablation_path, auc, interactions, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -783,9 +783,9 @@ def main(argv: list[str] | None = None) -> None:
         report["latency_ms"] = measure_latency(model, ds, draws[3])
     with timed(seconds, "plot"), matplotlib.rc_context(STYLE):
         figure = draw(report, results, rows, model.history, item_count, other)
-        replace_file(args.plot, lambda path: figure.savefig(path, format="png", dpi=115))
+        replace_files({args.plot: lambda path: figure.savefig(path, format="png", dpi=115)})
     report["seconds"] = seconds | {"total": round(time.perf_counter() - begin, 3)}
-    replace_file(args.metrics, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    replace_files({args.metrics: lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")})
     print_table(report)
     print(f"wrote {args.metrics} and {args.plot}")
 

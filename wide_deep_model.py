@@ -35,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
-from amazon_preprocessing import CONTEXT, DAY_S, ITEM, OWN_TEXT, PAIR_STATE, USER, Dataset, InputError, Parser, fraction, load_dataset, replace_file, run_script
+from amazon_preprocessing import CONTEXT, DAY_S, ITEM, OWN_TEXT, PAIR_STATE, USER, Dataset, InputError, Parser, fraction, load_dataset, run_script
 
 # ----------------------------------------------------------------------------------------------------------------------
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
@@ -581,7 +581,7 @@ class Run:
 
     def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
-        replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
+        stage1.replace_files({self.last.with_name(HISTORY): lambda to: to.write_text(json.dumps(history, indent=1) + "\n")})
         run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
         save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
 
@@ -656,7 +656,7 @@ def unpack_matrix(saved: dict[str, Tensor], shape: tuple[int, int]) -> np.ndarra
 def save(path: Path, saved: dict) -> None:
     buffer = io.BytesIO()  # torch.save on a full disk raises a RuntimeError about its own container
     torch.save(saved, buffer)
-    replace_file(path, lambda to: to.write_bytes(buffer.getbuffer()))
+    stage1.replace_files({path: lambda to: to.write_bytes(buffer.getbuffer())})
 
 
 @contextmanager

@@ -59,16 +59,19 @@ def obtain(args: Namespace) -> str:
     return re.sub(r"(_5)?(\.(json|jsonl|csv|txt|dat|data|parquet|gz))+$", "", args.input[0].resolve().name)
 
 
-def read_ratings(dataset: str, sources: list[tuple[Path, int]], columns: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Usable lines of all files [(path, given split or -1)] as `readers.collect` gives them, with `file` as its path, and the others: file, line, reason."""
-    known = FORMATS[dataset]
-    rows = collect(partial(known.read, columns=delimited.parse_columns(columns)) if columns else known.read, sources)
+def read_ratings(args: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Usable lines of all files as `readers.collect` gives them, with `file` as its path, and the others: file, line, reason.
+    `given` is -1 for --input, 1 for --validation-input, 2 for --test-input."""
+    known = FORMATS[args.dataset]
+    sources = [(known.find(path), -1) for path in args.input]
+    sources += [(path, split) for path, split in ((args.validation_input, 1), (args.test_input, 2)) if path]
+    rows = collect(partial(known.read, columns=delimited.parse_columns(args.columns)) if args.columns else known.read, sources)
     rows["file"] = np.array([str(path) for path, _ in sources], object)[rows["file"]]
     reason = reject_unusable(rows, known.lowest, known.highest)
     rejected = rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])
     if reason.notna().all():
         why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rows) else "the file is empty"
-        raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {dataset}?")
+        raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
     return rows[reason.isna().to_numpy()].drop(columns="problem"), rejected
 
 
@@ -89,14 +92,14 @@ def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
     return reason
 
 
-def read_attributes(dataset: str, metadata: Path | None, ratings: Path, users: set[str], items: set[str]) -> Attributes:
+def read_attributes(args: Namespace, users: set[str], items: set[str]) -> Attributes:
     """What is known of the kept users and items; empty tables where there is nothing."""
-    known = FORMATS[dataset]
+    known, metadata = FORMATS[args.dataset], args.metadata
     if metadata and not known.attributes:
-        raise InputError(f"--metadata {metadata}: --dataset {dataset} has no metadata; leave the flag out")
+        raise InputError(f"--metadata {metadata}: --dataset {args.dataset} has no metadata; leave the flag out")
     if not metadata and not known.beside:
         return Attributes()
-    found = known.attributes(metadata or ratings, users, items)
+    found = known.attributes(metadata or known.find(args.input[0]), users, items)
     if metadata and found.users.empty and found.items.empty:
         raise InputError(f"--metadata {metadata}: it says nothing about the users and items that are kept; check the path")
     return found
