@@ -322,16 +322,12 @@ class Training:
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
+        self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers = make_optimizers(self.model, args)
         self.history, self.start = [], {}  # start: how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
-
-    @property
-    def kept(self) -> WideDeep:
-        """What is validated and saved."""
-        return self.mean.module if self.mean else self.model
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
