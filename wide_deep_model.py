@@ -539,8 +539,8 @@ class Run:
             print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
         history = self.histories[name] = training.history
-        epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
-        while len(history) < epochs and (refit or not history or len(history) - best_epoch(history)["epoch"] < args.patience):
+        epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
+        while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
             number, started = len(history) + 1, time.perf_counter()
             with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
@@ -553,10 +553,10 @@ class Run:
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
             checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
-            if len(history) == epochs if refit else best_epoch(history) is history[-1] and quality(history[-1]) > goal:
+            if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
                 save(path, checkpoint)
             self.save_last(name, checkpoint, training)
-        final = history[-1] if refit else best_epoch(history)
+        final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
         print(f"{name}: {describe(final)} -> {path}")
@@ -580,10 +580,6 @@ class Run:
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
         run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
         save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
-
-
-def best_epoch(history: list[dict]) -> dict:
-    return max(history, key=quality)
 
 
 def quality(record: dict) -> float:
