@@ -360,11 +360,10 @@ class Training:
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.model(wide, deep, numeric)
             loss = self.loss(logit.float(), target)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
+                optimizer.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
             total, steps = total + loss.detach() * len(target), steps + 1
