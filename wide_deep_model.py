@@ -226,7 +226,9 @@ class RowOptimizer(torch.optim.Optimizer):
             for table in group["params"]:
                 gradient, state = (table.grad if table.grad.is_sparse else table.grad.to_sparse(1)).coalesce(), self.state[table]
                 if not state:
-                    state.update(self.begin(table, group), step=0)
+                    state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
+                    if "l1" in group:  # weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them
+                        state["shift"] = -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]
                 state["step"] += 1
                 rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
                 parts = [whole.index_select(0, rows) for whole in wholes]
@@ -236,9 +238,6 @@ class RowOptimizer(torch.optim.Optimizer):
                 table.index_add_(0, rows, self.change(values, weights, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
-
-    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
-        return {name: torch.full_like(table, start) for name, start in group["statistics"].items()}
 
 
 class RowAdagrad(RowOptimizer):
@@ -258,11 +257,6 @@ class RowAdam(RowOptimizer):
 
 
 class RowFTRL(RowOptimizer):
-    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
-        """Weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them."""
-        state = super().begin(table, group)
-        return state | {"shift": -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]}
-
     def change(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
         """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the start value of the sum stands for its beta. Without L1 it is Adagrad."""
         before, after = total.sqrt(), total.addcmul_(gradient, gradient).sqrt()
