@@ -130,10 +130,11 @@ class Features:
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
-        codes = stage1.field_codes(rows, self.tables, self.vocabularies)
-        ids = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
-        wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in ids)
-        return wide, deep, self.encode_numeric(self.columns, rows)
+        codes, specs = stage1.field_codes(rows, self.tables, self.vocabularies), self.vocabularies["numeric"]
+        wide, deep = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
+        numeric = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in self.columns]
+        parts = ((wide, np.int32), (deep, np.int32), (numeric, np.float32))
+        return tuple(np.stack(columns, axis=1, dtype=dtype) if columns else np.empty((len(rows), 0), dtype) for columns, dtype in parts)
 
     def values(self, name: str) -> np.ndarray:
         """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
@@ -141,11 +142,6 @@ class Features:
             table = self.tables[name[:4]]
             return table[name[:4]].where(table["train_count"] > 0, stage1.UNKNOWN).to_numpy()
         return np.array(self.vocabularies.get(name, range(stage1.RATING_BUCKETS + 1)), object)
-
-    def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
-        specs = self.vocabularies["numeric"]
-        columns = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in names]
-        return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
         spec = self.vocabularies["crosses"].get(name)
