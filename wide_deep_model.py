@@ -169,24 +169,25 @@ class WideDeep(nn.Module):
     """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings. Both tables hold the codes
     of all their fields one after the other (`offsets`): a batch is one lookup and one sparse gradient, whose cost does not depend on the users."""
 
-    def __init__(self, wide_sizes: list[int], deep_sizes: list[int], wide_numeric: int, numeric: int, embedding_dim: int, hidden: list[int],
-                 activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0, component: str = "wide-deep") -> None:
+    def __init__(self, features: Features, config: dict) -> None:
         super().__init__()
-        self.component, self.embedding_dim, self.wide_numeric, self.numeric = component, embedding_dim, wide_numeric, numeric
+        self.component, self.wide_numeric, self.numeric = config["component"], len(features.wide_numeric), len(features.numeric)
+        wide_sizes, deep_sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
         self.register_buffer("wide_offsets", torch.tensor([0, *wide_sizes[:-1]]).cumsum(0), persistent=False)
         self.register_buffer("deep_offsets", torch.tensor([0, *deep_sizes[:-1]]).cumsum(0), persistent=False)
         self.bias = nn.Parameter(torch.zeros(1))
-        if component != "deep":
+        if self.component != "deep":
             self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
             nn.init.zeros_(self.wide.weight)
-            self.linear = nn.Parameter(torch.zeros(wide_numeric, 1))
-        if component != "wide":
-            self.embedding = nn.Embedding(sum(deep_sizes), embedding_dim, sparse=True)
+            self.linear = nn.Parameter(torch.zeros(self.wide_numeric, 1))
+        if self.component != "wide":
+            self.embedding = nn.Embedding(sum(deep_sizes), config["embedding_dim"], sparse=True)
             nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-            widths, layers = [len(deep_sizes) * embedding_dim + numeric, *hidden], []
-            for inputs, outputs in zip(widths, hidden):
-                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if batch_norm else [])]
-                layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
+            widths, layers = [len(deep_sizes) * config["embedding_dim"] + self.numeric, *config["hidden"]], []
+            activation = {"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[config["activation"]]
+            for inputs, outputs in zip(widths, config["hidden"]):
+                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else [])]
+                layers += [activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,12 +205,6 @@ class WideDeep(nn.Module):
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
         return torch.add(*self.parts(wide, deep, numeric))
-
-
-def build_model(config: dict, features: Features) -> WideDeep:
-    sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
-    return WideDeep(*sizes, len(features.wide_numeric), len(features.numeric), config["embedding_dim"], config["hidden"], config["activation"],
-                    config["batch_norm"], config["dropout"], config["component"])
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -308,7 +303,7 @@ class Training:
     def __init__(self, args: Namespace, config: dict, features: Features, mean: float) -> None:
         """mean: of the training rows' targets. The bias starts there; else the weights of ids learn it in its stead."""
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
-        self.args, self.model = args, build_model(config, features).to(args.device)
+        self.args, self.model = args, WideDeep(features, config).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
@@ -681,7 +676,7 @@ class Recommender:
         self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
                                                 for name, column in saved[table].items()}) for table in ("users", "items"))
         self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
-        self.model = build_model(self.config, self.features)
+        self.model = WideDeep(self.features, self.config)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
         self.check_codes()
