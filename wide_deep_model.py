@@ -309,15 +309,14 @@ class Training:
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers = make_optimizers(self.model, args)
-        self.history, self.start = [], {}  # start: how the model of a warm start validates
+        self.start = {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None,
-                "history": self.history, "start": self.start}
+                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
@@ -327,7 +326,7 @@ class Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        self.history, self.start = state["history"], state["start"]
+        self.start = state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
@@ -486,12 +485,11 @@ class Run:
     def load_last(self) -> dict[str, list[dict]]:
         with opened(self.last, "start without --resume") as saved:
             histories, before = saved["histories"], saved["run"]
-            whole = [*histories] == [*saved["finished"], saved["phase"]] and histories[saved["phase"]] == saved["training"]["history"]
-            stage1.require(whole, "not the state of a training")
+            stage1.require(len([*histories.values()][-1]) == saved["epoch"], "not the state of a training")
             if saved["fingerprint"] != self.ds.index["fingerprint"]:
                 raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
             for name, value in self.config.items():
-                if before.get(name) != value and (name not in ("epochs", "patience") or saved["finished"]):
+                if before.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
                     raise InputError(f"--resume: --{name.replace('_', '-')} was {before.get(name)} and is {value}; only --epochs and --patience may "
                                      "change, and only while the first model trains")
             return histories
@@ -522,7 +520,7 @@ class Run:
             training.start = validate(training.model, validation, config)
             print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
-        history = self.histories[name] = training.history
+        history = self.histories.setdefault(name, [])
         epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
         while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
             number, started = len(history) + 1, time.perf_counter()
@@ -539,7 +537,7 @@ class Run:
             checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
             if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
                 save(path, checkpoint)
-            self.save_last(name, checkpoint, training)
+            self.save_last(checkpoint, training)
         final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
@@ -559,10 +557,10 @@ class Run:
             self.lists[refit] = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
         return self.lists[refit]
 
-    def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
+    def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         replace_file(self.last.with_name(HISTORY), lambda to: to.write_text(json.dumps(history, indent=1) + "\n"))
-        run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
+        run = {"run": self.config, "histories": self.histories, "training": training.state_dict()}
         save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
 
 
