@@ -148,20 +148,17 @@ class Features:
         return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
-        """Rows (user, item) as they would look at a moment, from the state at the end of training. ids broadcast."""
-        user_ids, item_ids = np.broadcast_arrays(user_ids, item_ids)
-        now = np.nan if timestamp_s is None else float(timestamp_s)
-        rows = {"user_id": user_ids, "item_id": item_ids}
-        for who, ids in ((USER, user_ids), (ITEM, item_ids)):
+        """Rows (user, item) as they would look at a moment, from the state at the end of training."""
+        now, rows = np.nan if timestamp_s is None else float(timestamp_s), {"user_id": user_ids, "item_id": item_ids}
+        for who, table in self.tables.items():
             names = [f"{who}_{name}" for name in (*stage1.STATE, "last_timestamp", "first_timestamp")]
-            rows |= {name: self.tables[who][name].to_numpy()[ids] for name in names}
+            rows |= {name: table[name].to_numpy()[rows[f"{who}_id"]] for name in names}
             rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
         category, trained = self.tables[ITEM]["category"].to_numpy()[item_ids], self.tables[USER]["train_count"].to_numpy()[user_ids] > 0
         rows |= stage1.pair_state(np.where(trained, user_ids, 0), category, self.vocabularies)
-        rows |= {name: np.full(len(user_ids), np.nan) for name in OWN_TEXT}  # the row's own text
-        moment = stage1.encode_moments(np.array([now]), self.vocabularies)
-        return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
+        moment = {name: codes[0] for name, codes in stage1.encode_moments(np.array([now]), self.vocabularies).items()}
+        return pd.DataFrame(rows | moment | dict.fromkeys(OWN_TEXT, np.nan))  # the row's own text is not written yet
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
