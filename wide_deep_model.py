@@ -718,11 +718,10 @@ class Recommender:
         wide = list_scores(csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items))), self.pairs)[0]
         score, category, ids = wide.copy(), self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
-        left = score.copy()
-        while diversify and len(ids) < n and left.max() > -math.inf:
-            ids.append(int(left.argmax()))
-            left[category == category[ids[-1]]] -= diversify
-            left[ids[-1]] = -math.inf
+        while diversify and len(ids) < n and score.max() > -math.inf:
+            ids.append(int(score.argmax()))
+            score[category == category[ids[-1]]] -= diversify
+            score[ids[-1]] = -math.inf
         ids = ids if diversify else best(score, n)
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": wide[ids], "wide": wide[ids], "deep": 0.0})
