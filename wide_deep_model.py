@@ -32,6 +32,7 @@ from scipy.sparse import csr_matrix, diags, issparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
@@ -277,15 +278,12 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-class Rows:
+class Rows(TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
     def __init__(self, features: Features, frame: pd.DataFrame, device: str, objective: str) -> None:
         arrays = (*features.encode(frame), frame["rating" if objective == "rating" else "label"].to_numpy(np.float32))
-        self.tensors = [torch.tensor(a, device=device) for a in arrays]  # a copy: pandas may hand out read-only memory
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
+        super().__init__(*(torch.tensor(a, device=device) for a in arrays))  # a copy: pandas may hand out read-only memory
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
