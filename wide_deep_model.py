@@ -492,7 +492,7 @@ class Run:
     def execute(self) -> None:
         components = [self.args.component, "wide", "deep"] if self.args.ablations else [self.args.component]
         for number, component in enumerate(dict.fromkeys(components)):
-            path = ablation_path(self.args.checkpoint, component) if number else self.args.checkpoint
+            path = self.args.checkpoint.with_suffix(f".{component}.pt") if number else self.args.checkpoint
             for refit in (False, True) if self.args.refit else (False,):
                 name = f"{component} refit" if refit else component
                 if name not in self.resumed[:-1]:
@@ -650,11 +650,6 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
     device = choose_device(device)
     with opened(path, "train it: python wide_deep_model.py") as saved:
         return Recommender(saved, device)
-
-
-def ablation_path(best: Path, part: str) -> Path:
-    """Where --ablations puts the model that has this part only."""
-    return best.with_suffix(f".{part}.pt")
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
