@@ -667,19 +667,15 @@ class Recommender:
         self.model = WideDeep(self.features, self.config)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
-        self.check_codes()
+        for who, table in self.features.tables.items():
+            for name in self.features.vocabularies["categories"][who]:  # else a wrong code would be looked up in a neighbour's rows
+                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
+        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
         shape = len(self.users), len(self.items)
         self.seen, self.likes = unpack_matrix(saved["seen"], shape), unpack_matrix(saved["lists"]["likes"], shape)
         self.pairs = unpack_matrix(saved["lists"]["pairs"], (shape[1], shape[1]))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
-
-    def check_codes(self) -> None:
-        """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
-        for who, table in self.features.tables.items():
-            for name in self.features.vocabularies["categories"][who]:
-                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
-        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
 
     @property
     def item_embeddings(self) -> np.ndarray:
