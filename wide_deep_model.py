@@ -412,12 +412,6 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
     return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def likes_of(rows: pd.DataFrame, shape: tuple[int, int]) -> csr_matrix:
-    """Histories: the liked rows. The unknown item, column 0, is 1 for everybody: a constant."""
-    everybody = pd.DataFrame({"user_id": np.arange(shape[0]), "item_id": 0})
-    return interactions(rows[rows["label"] == 1], shape) + interactions(everybody, shape)
-
-
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2), in closed form: ridge regression
     of every item on the others (EASE, Steck 2019), held back more where an item has more likes (as if inputs dropped out: EDLAE,
@@ -541,8 +535,9 @@ class Run:
     def fit_lists(self, refit: bool) -> dict[str, dict[str, Tensor]]:
         """What lists are made of, the same for all models of a run: histories, and pairs whose penalty the validation users choose."""
         if refit not in self.lists:
-            begin, rows, shape = time.perf_counter(), self.ds.reviews, (len(self.ds.users), len(self.ds.items))
-            train, held = (likes_of(rows[rows["split"] == name], shape) for name in ("train", "validation"))
+            begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
+            constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
+            train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
             if not self.penalty:  # over a large catalogue, trying takes too long
                 self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
             history = train.maximum(held) if refit else train
