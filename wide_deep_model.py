@@ -32,6 +32,7 @@ from scipy.sparse import csr_matrix, diags, issparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
@@ -130,10 +131,11 @@ class Features:
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
-        codes = stage1.field_codes(rows, self.tables, self.vocabularies)
-        ids = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
-        wide, deep = (np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((len(rows), 0), np.int32) for columns in ids)
-        return wide, deep, self.encode_numeric(self.columns, rows)
+        codes, specs = stage1.field_codes(rows, self.tables, self.vocabularies), self.vocabularies["numeric"]
+        wide, deep = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
+        numeric = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in self.columns]
+        parts = ((wide, np.int32), (deep, np.int32), (numeric, np.float32))
+        return tuple(np.stack(columns, axis=1, dtype=dtype) if columns else np.empty((len(rows), 0), dtype) for columns, dtype in parts)
 
     def values(self, name: str) -> np.ndarray:
         """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
@@ -142,30 +144,22 @@ class Features:
             return table[name[:4]].where(table["train_count"] > 0, stage1.UNKNOWN).to_numpy()
         return np.array(self.vocabularies.get(name, range(stage1.RATING_BUCKETS + 1)), object)
 
-    def encode_numeric(self, names: list[str], rows: pd.DataFrame) -> np.ndarray:
-        specs = self.vocabularies["numeric"]
-        columns = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in names]
-        return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), np.float32)
-
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
         spec = self.vocabularies["crosses"].get(name)
         return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
-        """Rows (user, item) as they would look at a moment, from the state at the end of training. ids broadcast."""
-        user_ids, item_ids = np.broadcast_arrays(user_ids, item_ids)
-        now = np.nan if timestamp_s is None else float(timestamp_s)
-        rows = {"user_id": user_ids, "item_id": item_ids}
-        for who, ids in ((USER, user_ids), (ITEM, item_ids)):
+        """Rows (user, item) as they would look at a moment, from the state at the end of training."""
+        now, rows = np.nan if timestamp_s is None else float(timestamp_s), {"user_id": user_ids, "item_id": item_ids}
+        for who, table in self.tables.items():
             names = [f"{who}_{name}" for name in (*stage1.STATE, "last_timestamp", "first_timestamp")]
-            rows |= {name: self.tables[who][name].to_numpy()[ids] for name in names}
+            rows |= {name: table[name].to_numpy()[rows[f"{who}_id"]] for name in names}
             rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
         rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
         category, trained = self.tables[ITEM]["category"].to_numpy()[item_ids], self.tables[USER]["train_count"].to_numpy()[user_ids] > 0
         rows |= stage1.pair_state(np.where(trained, user_ids, 0), category, self.vocabularies)
-        rows |= {name: np.full(len(user_ids), np.nan) for name in OWN_TEXT}  # the row's own text
-        moment = stage1.encode_moments(np.array([now]), self.vocabularies)
-        return pd.DataFrame(rows | {name: np.repeat(moment[name], len(user_ids)) for name in CONTEXT})
+        moment = {name: codes[0] for name, codes in stage1.encode_moments(np.array([now]), self.vocabularies).items()}
+        return pd.DataFrame(rows | moment | dict.fromkeys(OWN_TEXT, np.nan))  # the row's own text is not written yet
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -173,24 +167,25 @@ class WideDeep(nn.Module):
     """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings. Both tables hold the codes
     of all their fields one after the other (`offsets`): a batch is one lookup and one sparse gradient, whose cost does not depend on the users."""
 
-    def __init__(self, wide_sizes: list[int], deep_sizes: list[int], wide_numeric: int, numeric: int, embedding_dim: int, hidden: list[int],
-                 activation: str = "relu", batch_norm: bool = False, dropout: float = 0.0, component: str = "wide-deep") -> None:
+    def __init__(self, features: Features, config: dict) -> None:
         super().__init__()
-        self.component, self.embedding_dim, self.wide_numeric, self.numeric = component, embedding_dim, wide_numeric, numeric
+        self.component, self.wide_numeric, self.numeric = config["component"], len(features.wide_numeric), len(features.numeric)
+        wide_sizes, deep_sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
         self.register_buffer("wide_offsets", torch.tensor([0, *wide_sizes[:-1]]).cumsum(0), persistent=False)
         self.register_buffer("deep_offsets", torch.tensor([0, *deep_sizes[:-1]]).cumsum(0), persistent=False)
         self.bias = nn.Parameter(torch.zeros(1))
-        if component != "deep":
+        if self.component != "deep":
             self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
             nn.init.zeros_(self.wide.weight)
-            self.linear = nn.Parameter(torch.zeros(wide_numeric, 1))
-        if component != "wide":
-            self.embedding = nn.Embedding(sum(deep_sizes), embedding_dim, sparse=True)
+            self.linear = nn.Parameter(torch.zeros(self.wide_numeric, 1))
+        if self.component != "wide":
+            self.embedding = nn.Embedding(sum(deep_sizes), config["embedding_dim"], sparse=True)
             nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-            widths, layers = [len(deep_sizes) * embedding_dim + numeric, *hidden], []
-            for inputs, outputs in zip(widths, hidden):
-                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if batch_norm else [])]
-                layers += [{"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[activation], nn.Dropout(dropout)]
+            widths, layers = [len(deep_sizes) * config["embedding_dim"] + self.numeric, *config["hidden"]], []
+            activation = {"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[config["activation"]]
+            for inputs, outputs in zip(widths, config["hidden"]):
+                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else [])]
+                layers += [activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,12 +205,6 @@ class WideDeep(nn.Module):
         return torch.add(*self.parts(wide, deep, numeric))
 
 
-def build_model(config: dict, features: Features) -> WideDeep:
-    sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
-    return WideDeep(*sizes, len(features.wide_numeric), len(features.numeric), config["embedding_dim"], config["hidden"], config["activation"],
-                    config["batch_norm"], config["dropout"], config["component"])
-
-
 class RowOptimizer(torch.optim.Optimizer):
     """Touches only the rows of a table that have a gradient: the arithmetic of torch's sparse optimizers without their temporary
     sparse tensors, which took a third of a step. "statistics" are tables of its size with their start values."""
@@ -226,7 +215,9 @@ class RowOptimizer(torch.optim.Optimizer):
             for table in group["params"]:
                 gradient, state = (table.grad if table.grad.is_sparse else table.grad.to_sparse(1)).coalesce(), self.state[table]
                 if not state:
-                    state.update(self.begin(table, group), step=0)
+                    state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
+                    if "l1" in group:  # weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them
+                        state["shift"] = -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]
                 state["step"] += 1
                 rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
                 parts = [whole.index_select(0, rows) for whole in wholes]
@@ -236,9 +227,6 @@ class RowOptimizer(torch.optim.Optimizer):
                 table.index_add_(0, rows, self.change(values, weights, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
-
-    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
-        return {name: torch.full_like(table, start) for name, start in group["statistics"].items()}
 
 
 class RowAdagrad(RowOptimizer):
@@ -258,11 +246,6 @@ class RowAdam(RowOptimizer):
 
 
 class RowFTRL(RowOptimizer):
-    def begin(self, table: Tensor, group: dict) -> dict[str, Tensor]:
-        """Weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them."""
-        state = super().begin(table, group)
-        return state | {"shift": -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]}
-
     def change(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
         """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the start value of the sum stands for its beta. Without L1 it is Adagrad."""
         before, after = total.sqrt(), total.addcmul_(gradient, gradient).sqrt()
@@ -295,15 +278,12 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-class Rows:
+class Rows(TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
     def __init__(self, features: Features, frame: pd.DataFrame, device: str, objective: str) -> None:
         arrays = (*features.encode(frame), frame["rating" if objective == "rating" else "label"].to_numpy(np.float32))
-        self.tensors = [torch.tensor(a, device=device) for a in arrays]  # a copy: pandas may hand out read-only memory
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
+        super().__init__(*(torch.tensor(a, device=device) for a in arrays))  # a copy: pandas may hand out read-only memory
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
@@ -318,25 +298,20 @@ class Training:
     def __init__(self, args: Namespace, config: dict, features: Features, mean: float) -> None:
         """mean: of the training rows' targets. The bias starts there; else the weights of ids learn it in its stead."""
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
-        self.args, self.model = args, build_model(config, features).to(args.device)
+        self.args, self.model = args, WideDeep(features, config).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
+        self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers = make_optimizers(self.model, args)
-        self.history, self.start = [], {}  # start: how the model of a warm start validates
+        self.start = {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
-    @property
-    def kept(self) -> WideDeep:
-        """What is validated and saved."""
-        return self.mean.module if self.mean else self.model
-
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None,
-                "history": self.history, "start": self.start}
+                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
@@ -346,7 +321,7 @@ class Training:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        self.history, self.start = state["history"], state["start"]
+        self.start = state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
@@ -364,11 +339,10 @@ class Training:
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.model(wide, deep, numeric)
             loss = self.loss(logit.float(), target)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
+                optimizer.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
             total, steps = total + loss.detach() * len(target), steps + 1
@@ -438,12 +412,6 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
     return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def likes_of(rows: pd.DataFrame, shape: tuple[int, int]) -> csr_matrix:
-    """Histories: the liked rows. The unknown item, column 0, is 1 for everybody: a constant."""
-    everybody = pd.DataFrame({"user_id": np.arange(shape[0]), "item_id": 0})
-    return interactions(rows[rows["label"] == 1], shape) + interactions(everybody, shape)
-
-
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2), in closed form: ridge regression
     of every item on the others (EASE, Steck 2019), held back more where an item has more likes (as if inputs dropped out: EDLAE,
@@ -506,12 +474,11 @@ class Run:
     def load_last(self) -> dict[str, list[dict]]:
         with opened(self.last, "start without --resume") as saved:
             histories, before = saved["histories"], saved["run"]
-            whole = [*histories] == [*saved["finished"], saved["phase"]] and histories[saved["phase"]] == saved["training"]["history"]
-            stage1.require(whole, "not the state of a training")
+            stage1.require(len([*histories.values()][-1]) == saved["epoch"], "not the state of a training")
             if saved["fingerprint"] != self.ds.index["fingerprint"]:
                 raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
             for name, value in self.config.items():
-                if before.get(name) != value and (name not in ("epochs", "patience") or saved["finished"]):
+                if before.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
                     raise InputError(f"--resume: --{name.replace('_', '-')} was {before.get(name)} and is {value}; only --epochs and --patience may "
                                      "change, and only while the first model trains")
             return histories
@@ -542,9 +509,9 @@ class Run:
             training.start = validate(training.model, validation, config)
             print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
-        history = self.histories[name] = training.history
-        epochs = best_epoch(self.histories[component])["epoch"] if refit else args.epochs
-        while len(history) < epochs and (refit or not history or len(history) - best_epoch(history)["epoch"] < args.patience):
+        history = self.histories.setdefault(name, [])
+        epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
+        while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
             number, started = len(history) + 1, time.perf_counter()
             with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
@@ -557,10 +524,10 @@ class Run:
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
             checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
-            if len(history) == epochs if refit else best_epoch(history) is history[-1] and quality(history[-1]) > goal:
+            if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
                 save(path, checkpoint)
-            self.save_last(name, checkpoint, training)
-        final = history[-1] if refit else best_epoch(history)
+            self.save_last(checkpoint, training)
+        final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
         print(f"{name}: {describe(final)} -> {path}")
@@ -568,8 +535,9 @@ class Run:
     def fit_lists(self, refit: bool) -> dict[str, dict[str, Tensor]]:
         """What lists are made of, the same for all models of a run: histories, and pairs whose penalty the validation users choose."""
         if refit not in self.lists:
-            begin, rows, shape = time.perf_counter(), self.ds.reviews, (len(self.ds.users), len(self.ds.items))
-            train, held = (likes_of(rows[rows["split"] == name], shape) for name in ("train", "validation"))
+            begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
+            constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
+            train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
             if not self.penalty:  # over a large catalogue, trying takes too long
                 self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
             history = train.maximum(held) if refit else train
@@ -579,15 +547,11 @@ class Run:
             self.lists[refit] = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
         return self.lists[refit]
 
-    def save_last(self, name: str, checkpoint: dict, training: Training) -> None:
+    def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         stage1.replace_files({self.last.with_name(HISTORY): lambda to: to.write_text(json.dumps(history, indent=1) + "\n")})
-        run = {"run": self.config, "phase": name, "finished": [*self.histories][:-1], "histories": self.histories, "training": training.state_dict()}
+        run = {"run": self.config, "histories": self.histories, "training": training.state_dict()}
         save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
-
-
-def best_epoch(history: list[dict]) -> dict:
-    return max(history, key=quality)
 
 
 def quality(record: dict) -> float:
@@ -700,22 +664,18 @@ class Recommender:
         self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
                                                 for name, column in saved[table].items()}) for table in ("users", "items"))
         self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
-        self.model = build_model(self.config, self.features)
+        self.model = WideDeep(self.features, self.config)
         self.model.load_state_dict(saved["state_dict"])
         self.model.to(device).eval()
-        self.check_codes()
+        for who, table in self.features.tables.items():
+            for name in self.features.vocabularies["categories"][who]:  # else a wrong code would be looked up in a neighbour's rows
+                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
+        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
         shape = len(self.users), len(self.items)
         self.seen, self.likes = unpack_matrix(saved["seen"], shape), unpack_matrix(saved["lists"]["likes"], shape)
         self.pairs = unpack_matrix(saved["lists"]["pairs"], (shape[1], shape[1]))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
-
-    def check_codes(self) -> None:
-        """Refuse a damaged file whose codes would be looked up in a neighbour's rows, or only fail when they are used."""
-        for who, table in self.features.tables.items():
-            for name in self.features.vocabularies["categories"][who]:
-                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
-        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -747,11 +707,10 @@ class Recommender:
         wide = list_scores(csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items))), self.pairs)[0]
         score, category, ids = wide.copy(), self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
-        left = score.copy()
-        while diversify and len(ids) < n and left.max() > -math.inf:
-            ids.append(int(left.argmax()))
-            left[category == category[ids[-1]]] -= diversify
-            left[ids[-1]] = -math.inf
+        while diversify and len(ids) < n and score.max() > -math.inf:
+            ids.append(int(score.argmax()))
+            score[category == category[ids[-1]]] -= diversify
+            score[ids[-1]] = -math.inf
         ids = ids if diversify else best(score, n)
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": wide[ids], "wide": wide[ids], "deep": 0.0})

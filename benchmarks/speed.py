@@ -136,7 +136,7 @@ def compare_training(args: argparse.Namespace, data: Path) -> dict[str, list[flo
     train = ds.reviews[ds.reviews["split"] == "train"]
     rows = stage2.Rows(features, train.sample(min(args.rows, len(train)), random_state=options.seed), "cpu", "like")
     training = stage2.Training(options, config, features, ds.index["positive_rate"])
-    plain = plain_steps(stage2.build_model(config, features), rows, options.batch_size, options.deep_lr)
+    plain = plain_steps(stage2.WideDeep(features, config), rows, options.batch_size, options.deep_lr)
     for _ in range(WARM_UP_STEPS):
         next(plain)
     speeds = {"ours": [], "plain": []}

@@ -103,7 +103,11 @@ def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_no
     folder, ds = shop
     path = run(tmp_path / "a", folder / "processed_data", "--epochs", "1")
     told = capsys.readouterr().out
-    train, held = (stage2.likes_of(ds.reviews[ds.reviews["split"] == name], (len(ds.users), len(ds.items))) for name in ("train", "validation"))
+    train, held = (np.zeros((len(ds.users), len(ds.items)), np.float32) for _ in range(2))
+    for split, matrix in (("train", train), ("validation", held)):
+        rows = ds.reviews[(ds.reviews["split"] == split) & (ds.reviews["label"] == 1)]
+        matrix[:, 0], matrix[rows["user_id"], rows["item_id"]] = 1, 1
+    train, held = csr_matrix(train), csr_matrix(held)
     quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held) for knobs in stage2.PENALTIES}
     assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
     test = ds.reviews["split"] == "test"

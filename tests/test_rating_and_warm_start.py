@@ -54,13 +54,15 @@ def test_ftrl_without_l1_is_adagrad_also_from_other_weights_than_0():
     tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
     ftrl = stage2.RowFTRL([tables[0]], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "statistics": {"shift": 0.0, "sum": 0.02}})
     adagrad = stage2.RowAdagrad([tables[1]], {"lr": 0.1, "eps": 0.0, "weight_decay": 0.0, "statistics": {"sum": 0.02}})
+    tables[0].grad = torch.zeros(12, 1)
+    ftrl.step()
+    torch.testing.assert_close(ftrl.state[tables[0]]["shift"], -first * math.sqrt(0.02) / 0.1)
     for _ in range(30):
         gradient = torch.randn(12, 1, generator=generator)
         for table, optimizer in zip(tables, (ftrl, adagrad)):
             table.grad = gradient.clone()
             optimizer.step()
     torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ftrl.begin(tables[0], ftrl.param_groups[0])["shift"], -tables[0] * math.sqrt(0.02) / 0.1)
 
 
 def test_l1_empties_the_wide_part(shops, tmp_path):

@@ -97,12 +97,18 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
                 tensor.copy_(tensor.abs() + 0.1)
 
 
+def make_model(wide_sizes: list[int], deep_sizes: list[int], wide_numeric: int, numeric: int, **config) -> stage2.WideDeep:
+    """A model of features that are but their sizes."""
+    features = Namespace(wide=wide_sizes, categorical=deep_sizes, wide_numeric=[""] * wide_numeric, numeric=[""] * numeric, size=int)
+    return stage2.WideDeep(features, {"embedding_dim": 4, "hidden": [6, 5], "batch_norm": False, "dropout": 0.0, **config})
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
 def test_forward_is_the_formula(component, activation, batch_norm):
     wide_sizes, deep_sizes, rng = [5, 9, 3], [5, 7], np.random.default_rng(1)
-    model = stage2.WideDeep(wide_sizes, deep_sizes, 2, 3, 4, [6, 5], activation, batch_norm, 0.5, component).eval()
+    model = make_model(wide_sizes, deep_sizes, 2, 3, activation=activation, batch_norm=batch_norm, dropout=0.5, component=component).eval()
     randomise(model)
     wide, deep = (np.stack([rng.integers(0, size, 20) for size in sizes], 1) for sizes in (wide_sizes, deep_sizes))
     wide[0], wide[1], deep[0], deep[1] = 0, np.array(wide_sizes) - 1, 0, np.array(deep_sizes) - 1  # the ends of every table
@@ -127,7 +133,7 @@ def one_step(model, optimizers, wide, deep, numeric, label):
 
 
 def small_model(component="wide-deep", wide_optimizer="adagrad", deep_optimizer="adam", decay=0.0):
-    model = stage2.WideDeep([50, 40], [50, 30], 1, 2, 4, [6, 5], "silu", component=component)
+    model = make_model([50, 40], [50, 30], 1, 2, activation="silu", component=component)
     randomise(model)
     args = stage2.parse_args(["--wide-optimizer", wide_optimizer, "--deep-optimizer", deep_optimizer, "--wide-lr", "0.05",
                               "--deep-lr", "0.002", "--batch-size", "8", "--weight-decay", str(decay), "--device", "cpu"])
