@@ -59,7 +59,7 @@ PARQUET_ROW_GROUP = 262_144
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
 REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
 VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
-INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "features", "positive_threshold", "rating_range", "last_training_timestamp")
+INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", "features", "positive_threshold", "rating_range", "last_training_timestamp")
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +246,13 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     return tuple({name: value[unsorted[part]] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
-def add_history(args, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, list]) -> dict[str, pd.DataFrame]:
+def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """When each row happened, for "earlier". Without times: training rows in a random order, all other rows after them."""
+    timed = rows[TIMESTAMP].notna().all()
+    return rows[TIMESTAMP].to_numpy() if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
+
+
+def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, list]) -> dict[str, pd.DataFrame]:
     """Add the user_* and item_* columns of every row; return both tables with their numeric state at the end of training.
 
     A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
@@ -263,7 +269,7 @@ def add_history(args, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, lis
         rows[f"{who}_residual"] = values[RATING] - expected
         residual = earlier_statistics(keys[who], moment, train, {"residual": rows[f"{who}_residual"].to_numpy()}, sizes[who])
         columns, state = (of_values | of_residual for of_values, of_residual in zip(known[who], residual))
-        if args.features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
+        if features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
             leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, sizes[who])[1]
             leak = {name: value for name, value in leak.items() if name in STATE}
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
@@ -460,12 +466,11 @@ def fit_vocabularies(args, train: pd.DataFrame, tables: dict[str, pd.DataFrame],
     }
 
 
-def add_crosses(args, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
-    """Fit every cross on the training rows and add the cross_* columns and the history of pairs to all rows."""
+def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+    """Fit every cross, given as name: (left, right), on the training rows; add the cross_* columns and the history of pairs to all rows."""
     codes, train = field_codes(rows, tables, vocabularies), (rows["split"] == 0).to_numpy()
     sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
     sizes |= {name: len(vocabularies[name]) for name in codes if name in vocabularies}
-    wanted = CROSSES | {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
     vocabularies["crosses"] = {}
     for name, (left, right) in wanted.items():
         if unknown := {left, right} - sizes.keys():
@@ -485,9 +490,8 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
     ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
     rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
-    timed = rows[TIMESTAMP].notna().all()  # without times: training rows in a random order, all other rows after them
-    moment = rows[TIMESTAMP].to_numpy() if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
-    state = add_history(args, rows, moment, ids)
+    moment = moments_of(rows, rng)
+    state = add_history(args.features, rows, moment, ids)
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
     vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
     tables = {}
@@ -498,7 +502,8 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) 
     fit_vocabularies(args, rows[rows["split"] == 0], tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
         rows[name] = codes.astype(np.int16)
-    add_crosses(args, rows, moment, tables, vocabularies)
+    further = {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
+    add_crosses(CROSSES | further, rows, moment, tables, vocabularies)
     hidden = ["user_residual", "item_residual", *(OWN_TEXT if args.features == "honest" else ())]
     return rows.drop(columns=hidden).sort_values("split", kind="stable", ignore_index=True), tables, vocabularies
 
@@ -652,6 +657,21 @@ def use_once(ds: Dataset) -> None:
     moments = encode_moments(rows[TIMESTAMP].to_numpy(), words).items()
     require(all(np.array_equal(found, rows[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
     pair_state(rows["user_id"].to_numpy(), codes["category"], words)[PAIR_STATE[1]].astype(np.float32)
+
+
+def with_validation(ds: Dataset) -> Dataset:
+    """The data set as if its validation rows were training rows, for a model refitted on both: what ratings say of users, items and
+    pairs is counted anew. What attributes and moments stand for, scales, and lengths of texts stay as training rows have them."""
+    split, vocabularies = ds.reviews["split"], ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}
+    rows = ds.reviews.assign(split=2 * (split == "test"), **{name: ds.reviews.get(name, np.nan) for name in OWN_TEXT})
+    moment = moments_of(rows, np.random.default_rng(ds.index["seed"]))
+    state = add_history(ds.index["features"], rows, moment, {who: table[who] for who, table in ds.tables.items()})
+    texts = [f"{who}_{name}" for who in ds.tables for name in ("avg_review_length", "avg_word_count")]
+    tables = {who: table.assign(**state[who].drop(columns=texts, errors="ignore")) for who, table in ds.tables.items()}
+    rows[texts] = ds.reviews[texts]
+    add_crosses({name: (spec["left"], spec["right"]) for name, spec in vocabularies["crosses"].items()}, rows, moment, tables, vocabularies)
+    index = ds.index | {"last_training_timestamp": None if rows[TIMESTAMP].isna().any() else int(rows[TIMESTAMP][split != "test"].max())}
+    return Dataset(ds.folder, index, rows[[*ds.reviews]].assign(split=split), *tables.values(), vocabularies)
 
 
 # ---------------------------------------------------------------------------------------------------------- the report

@@ -35,7 +35,7 @@ from scipy.special import expit
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script
+from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script, with_validation
 from wide_deep_model import ablation_path, auc, interactions, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -760,6 +760,8 @@ def main(argv: list[str] | None = None) -> None:
         models = load_models(args, ds)
     if not ds.index["rows"]["test"]:
         raise InputError(f"{args.data_dir} has no test rows; run amazon_preprocessing.py with a larger --test-fraction")
+    if models["wide_deep"].config.get("refit"):
+        ds = with_validation(ds)
     model, draws = models["wide_deep"], np.random.default_rng(args.seed).spawn(4)
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])

@@ -494,11 +494,10 @@ class Run:
 
     def train(self, name: str, component: str, refit: bool, path: Path) -> None:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
-        args, config, split = self.args, self.config | {"component": component, "refit": refit}, self.ds.reviews["split"]
-        known, held = self.ds.reviews[split.isin(["train", "validation"] if refit else ["train"])], self.ds.reviews[split == "validation"]
-        tables = {who: table.assign(train_count=np.bincount(known[f"{who}_id"], minlength=len(table))) for who, table in self.ds.tables.items()}
-        features = Features(tables, self.ds.vocabularies, config)  # with --refit fewer ids are new
-        served = self_contained(self.ds, features, config) | {"lists": self.fit_lists(refit)}
+        args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
+        known, held = (ds.reviews[ds.reviews["split"].isin(splits)] for splits in (["train", "validation"][: 1 + refit], ["validation"]))
+        features = Features(ds.tables, ds.vocabularies, config)
+        served = self_contained(ds, features, config) | {"lists": self.fit_lists(refit)}
         train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
         training = Training(args, config, features, float(train.tensors[-1].mean()))
         if name in self.resumed:

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import amazon_preprocessing as stage1
-from tests.conftest import preprocess, random_log, train
+from tests.conftest import preprocess, random_log, train, write_log, write_metadata
 
 OUTCOME = ["rating", "label"]  # what a test row may differ in
 FITTED_ON_ALL_TRAINING = ["cross_rating_buckets"]  # bucket edges are quantiles of the training rows, later ones included
@@ -214,3 +214,39 @@ def test_shuffled_ratings_cannot_be_predicted_better_than_by_their_mean(tmp_path
     if not timed:
         leak = ds.reviews.loc[ds.reviews["split"] == "train"]
         assert abs(np.corrcoef(leak["rating"], leak["user_avg_residual"].fillna(0))[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("features", ["honest", "as-published"])
+def test_a_refit_sees_what_stage_one_writes_when_validation_rows_are_training_rows(tmp_path, features):
+    log, metadata = random_log(seed=5), write_metadata(tmp_path / "meta.json", 80)
+    flags = ["--min-core", "0", "--metadata", str(metadata), "--features", features]
+    ds = prepared(tmp_path / "a", log, *flags)
+    given = lines_of(ds, log, "test")
+    tests = write_log(tmp_path / "test.json", log[given])
+    expected = prepared(tmp_path / "b", log[~given], *flags, "--test-input", str(tests), "--validation-fraction", "0")
+    before, refit = repr(ds.vocabularies), stage1.with_validation(ds)
+    assert repr(ds.vocabularies) == before and refit.index["last_training_timestamp"] == expected.index["last_training_timestamp"]
+    keys, texts = ["user_id", "item_id"], r"avg_review_length|avg_word_count"
+    told = [f"{who}_{name}" for who in ("user", "item") for name in stage1.STATE] + [*stage1.PAIR_STATE, *stage1.RECENCY]
+    told = [name for name in told if features == "as-published" or not pd.Series(name).str.contains(texts)[0]]
+    mine, theirs = (part.reviews.sort_values(keys, ignore_index=True) for part in (refit, expected))
+    pd.testing.assert_frame_equal(mine[[*keys, *told]], theirs[[*keys, *told]])
+    for table, other in ((refit.users, expected.users), (refit.items, expected.items)):
+        names = [name for name in table if name in told or name.endswith(("train_count", "timestamp"))]
+        assert len(names) >= 6
+        pd.testing.assert_frame_equal(table[names], other[names])
+    changed = ["user_category_avg_residual"] if features == "as-published" else ["user_avg_rating", "item_review_count", "user_days_since_last"]
+    for name in changed:  # as-published averages hold all rows in any case
+        assert not ds.reviews[name].equals(refit.reviews[name])
+
+
+def test_a_refit_without_times_counts_validation_rows(tmp_path):
+    ds = prepared_without_times(tmp_path, random_log(seed=6))
+    refit, known = stage1.with_validation(ds), ds.reviews["split"] != "test"
+    for who, table in refit.tables.items():
+        ratings = ds.reviews[known].groupby(f"{who}_id")["rating"].agg(["size", "mean"])
+        np.testing.assert_array_equal(table["train_count"][ratings.index], ratings["size"])
+        np.testing.assert_allclose(table[f"{who}_avg_rating"][ratings.index], ratings["mean"])
+        tests = refit.reviews[~known]
+        np.testing.assert_array_equal(tests[f"{who}_review_count"], table["train_count"].to_numpy()[tests[f"{who}_id"]])
+        assert (refit.reviews.loc[known].groupby(f"{who}_id")[f"{who}_review_count"].max() < table["train_count"][ratings.index]).all()
