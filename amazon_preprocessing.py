@@ -408,11 +408,53 @@ def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabulari
     return codes
 
 
-def pair_state(user: np.ndarray, category: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
-    """PAIR_STATE at the end of training for known users' codes and categories' codes, which broadcast."""
-    spec = vocabularies["crosses"]["cross_user_category"]
-    ids = cross_ids(user, category, spec)
-    return {name: spec["state"][name][ids] for name in PAIR_STATE}
+class Features:
+    """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
+    One object serves training, evaluation and a candidate scored years later, so they cannot disagree."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
+        self.tables, self.vocabularies = tables, vocabularies
+        self.wide, self.categorical, wide_numeric, numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
+        names = dict.fromkeys([*wide_numeric, *numeric])  # the wide part's own come first, the deep part's own last, the common ones between
+        self.columns = sorted(names, key=lambda name: (name in numeric) - (name in wide_numeric))
+        self.wide_numeric, self.numeric = self.columns[: len(wide_numeric)], self.columns[len(self.columns) - len(numeric) :]
+
+    def size(self, name: str) -> int:
+        """Number of codes of a field or cross, code 0 included."""
+        spec = self.vocabularies["crosses"].get(name)
+        return spec["size"] if spec else len(self.values(name))
+
+    def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
+        codes, specs = field_codes(rows, self.tables, self.vocabularies), self.vocabularies["numeric"]
+        wide, deep = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
+        numeric = [normalise(numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in self.columns]
+        parts = ((wide, np.int32), (deep, np.int32), (numeric, np.float32))
+        return tuple(np.stack(columns, axis=1, dtype=dtype) if columns else np.empty((len(rows), 0), dtype) for columns, dtype in parts)
+
+    def values(self, name: str) -> np.ndarray:
+        """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
+        if name in ("user_id", "item_id"):
+            table = self.tables[name[:4]]
+            return table[name[:4]].where(table["train_count"] > 0, UNKNOWN).to_numpy()
+        return np.array(self.vocabularies.get(name, range(RATING_BUCKETS + 1)), object)
+
+    def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
+        spec = self.vocabularies["crosses"].get(name)
+        return cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
+
+    def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
+        """Rows (user, item) as they would look at a moment, from the state at the end of training."""
+        now, rows = np.nan if timestamp_s is None else float(timestamp_s), {"user_id": user_ids, "item_id": item_ids}
+        for who, table in self.tables.items():
+            names = [f"{who}_{name}" for name in (*STATE, "last_timestamp", "first_timestamp")]
+            rows |= {name: table[name].to_numpy()[rows[f"{who}_id"]] for name in names}
+            rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
+        rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
+        moment = {name: codes[0] for name, codes in encode_moments(np.array([now]), self.vocabularies).items()}
+        frame = pd.DataFrame(rows | moment | dict.fromkeys(OWN_TEXT, np.nan))  # the row's own text is not written yet
+        pairs = self.wide_ids("cross_user_category", field_codes(frame, self.tables, self.vocabularies))
+        return frame.assign(**{name: state[pairs] for name, state in self.vocabularies["crosses"]["cross_user_category"]["state"].items()})
 
 
 def impute(numbers: pd.DataFrame, trained: np.ndarray) -> pd.DataFrame:
@@ -549,11 +591,6 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
     return function(tree) if isinstance(tree, kind) else tree
 
 
-def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
-    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).to_dict("records")
-    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in shown))
-
-
 def write_index(path: Path, index: dict, files: dict[str, Path]) -> None:
     """dataset.json: the index with size and SHA-256 of the other files, which are still under their temporary names."""
     index["files"] = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
@@ -642,13 +679,13 @@ def check_dataset(ds: Dataset) -> None:
 def use_once(ds: Dataset) -> None:
     """Use every part on some rows as the later stages will: what is missing or of another kind fails here, not there."""
     rows, words = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1], ds.vocabularies
-    codes = field_codes(rows, ds.tables, words)
-    for name, spec in words["crosses"].items():
+    names = {"wide": [*words["crosses"]], "categorical": [], "wide_numeric": [], "numeric": [*{*NUMERIC, *words["numeric"]}]}
+    features = Features(ds.tables, words, names)
+    for (name, spec), ids in zip(words["crosses"].items(), features.encode(rows)[0].T, strict=True):
         even = spec["kind"] == "hash" or (spec["kind"] == "exact" and spec["size"] == len(spec["keys"]) + 1 and (np.diff(spec["keys"]) > 0).all())
         even = even and all(len(values) == spec["size"] for values in spec.get("state", {}).values())
-        same = even and np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name])
-        require(same, f"{name} is not the cross that {VOCABULARIES} specifies")
-    for name in {*NUMERIC, *words["numeric"]}:
+        require(even and np.array_equal(ids, rows[name]), f"{name} is not the cross that {VOCABULARIES} specifies")
+    for name in names["numeric"]:
         spec = words["numeric"][name]
         values, knots = numeric_values(name, rows, ds.tables, spec), spec["knots"]
         numbers = [*knots, *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
@@ -656,7 +693,7 @@ def use_once(ds: Dataset) -> None:
         require(whole, f"{name} is not finite, or its quantiles do not increase")
     moments = encode_moments(rows[TIMESTAMP].to_numpy(), words).items()
     require(all(np.array_equal(found, rows[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
-    pair_state(rows["user_id"].to_numpy(), codes["category"], words)[PAIR_STATE[1]].astype(np.float32)
+    features.at_moment(rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), None)[[*PAIR_STATE]].astype(np.float32)
 
 
 def with_validation(ds: Dataset) -> Dataset:
@@ -736,6 +773,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, repeated = clean(args, rows)
     attributes = read_attributes(args, *(set(rows[name].cat.categories) for name in (USER, ITEM)))
     rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
+    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str})
     rows, tables, vocabularies = build(args, rows, attributes)
     index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
     writers = {
@@ -743,7 +781,7 @@ def main(argv: list[str] | None = None) -> None:
         USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
         ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
         VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
-        REJECTED: lambda path: write_rejected(path, rejected),
+        REJECTED: lambda path: shown.to_json(path, orient="records", lines=True),
         EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
     }
     files = {name: temporary(args.output_dir / name) for name in writers}

@@ -253,7 +253,7 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 class Scorer:
     kind: str  # "logit": sigmoid(score) is P(like); "rating": on the rating scale; "order": only the order says something
     score_rows: Callable[[pd.DataFrame], np.ndarray]
-    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; ablations have no lists of their own
+    score_catalogue: Callable[[np.ndarray], np.ndarray] | None  # user codes -> [users, items + 1]; ablations have lists of their own with the ranking objective
     knobs: dict = field(default_factory=dict)
 
 
@@ -765,8 +765,8 @@ def main(argv: list[str] | None = None) -> None:
     model, draws = models["wide_deep"], np.random.default_rng(args.seed).spawn(4)
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])
-    kind = {"like": "logit", "rating": "rating"}.get(model.config["objective"], "order")
-    fitted |= {name: Scorer(kind, m.score_rows, m.score_catalogue if name == "wide_deep" else None) for name, m in models.items()}
+    kind, own_lists = "rating" if model.config["objective"] == "rating" else "logit", model.config["objective"] == "ranking"
+    fitted |= {name: Scorer(kind, m.score_rows, m.score_catalogue if name == "wide_deep" or own_lists else None) for name, m in models.items()}
     scorers = {name: fitted[name] for name in ("wide_deep", *BASELINES) if name in fitted}
     results, rows, ranked = evaluate(args, ds, scorers, draws[1], seconds)
     with timed(seconds, "bootstrap"):

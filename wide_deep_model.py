@@ -8,7 +8,8 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = sum over the items j that u liked of pair[j, i]: which of all items comes next (fit_pairs)
+    list score(u, i) = sum over the items j that u liked of pair[j, i] + taste(history of u) . item[i]: which of all items comes next;
+                       the first is wide (fit_pairs), the second deep (fit_taste, with --objective ranking)
 
 In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
@@ -22,6 +23,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -36,7 +38,7 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
-from amazon_preprocessing import CONTEXT, DAY_S, ITEM, OWN_TEXT, PAIR_STATE, USER, Dataset, InputError, Parser, fraction, load_dataset, run_script
+from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Features, InputError, Parser, fraction, load_dataset, run_script
 
 # ----------------------------------------------------------------------------------------------------------------------
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
@@ -46,12 +48,18 @@ EMBEDDING_STD = 0.005
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
 ADAGRAD_START = 10.0
 ROW_ADAM_EPS = 10.0
+ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
 SCORE_BLOCK = 65_536  # rows scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
+TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
+HIDDEN_SHARE, FOLDS = 0.6, 5  # of a history, to be found again; of the users, so that pairs are fitted on others
+ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 6  # of fit_taste: at most; steps of one, at least; rounds without better lists
+SCALES = (1.0, 0.5, 0.25)  # of the network beside the pairs
 USER_BLOCK, CHOICE_USERS = 256, 2_000  # users whose lists are scored at a time; validation users who choose the penalty, at most
-FORMAT = 3  # of the checkpoint
+Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
+FORMAT = 4  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -61,11 +69,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE")
-    add("--objective", choices=("like", "rating"), default="like", help="like: P(rating >= threshold), log loss; rating: squared error")
+    add("--objective", choices=("like", "rating", "ranking"), default="like", help="rating: squared error; ranking: like, and a network for lists")
     add("--component", choices=("wide-deep", "wide", "deep"), default="wide-deep", help="which parts to train")
     add("--ablations", action="store_true", help="train wide only and deep only as well, each into a checkpoint of its own")
-    add("--wide", nargs="+", metavar="FEATURE", help="fields, crosses and numeric features of the linear part; ids and all crosses but "
-        "cross_user_item when left out; a name that does not exist gets the list of those that do")
+    add("--wide", nargs="+", metavar="FEATURE", help="features of the linear part; ids and crosses when left out; a name that does not exist lists all")
     add("--deep", nargs="+", metavar="FEATURE", help="fields and numeric features of the network; all of them when left out")
     add("--embedding-dim", type=int, default=32, metavar="D")
     add("--hidden", type=int, nargs="+", default=[256, 128, 64], metavar="UNITS")
@@ -78,8 +85,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--deep-optimizer", choices=("adam", "adagrad"), default="adam")
     add("--deep-lr", type=float, default=1e-3)
     add("--weight-decay", type=float, default=0.0, help="L2, added to the gradients; of a table, to the rows that a batch touches")
-    add("--average", type=fraction, default=0.0, help="keep a running mean of the weights: each step it moves to them by 1 - this; costs a pass over "
-        "the tables per step, so it is for small data; 0: keep the last weights")
+    add("--average", type=fraction, default=0.0, help="keep a running mean of the weights, each step moved to them by 1 - this: a pass over the tables")
     add("--batch-size", type=int, default=0, help="0: the power of two nearest a hundredth of the training rows, within 256..4096")
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
     add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
@@ -110,56 +116,6 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this torch sees no GPU; use --device cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-# ------------------------------------------------------------------------------------------------------------- features
-class Features:
-    """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
-    One object serves training, evaluation and a candidate scored years later, so they cannot disagree."""
-
-    def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
-        self.tables, self.vocabularies = tables, vocabularies
-        self.wide, self.categorical, wide_numeric, numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
-        names = dict.fromkeys([*wide_numeric, *numeric])  # the wide part's own come first, the deep part's own last, the common ones between
-        self.columns = sorted(names, key=lambda name: (name in numeric) - (name in wide_numeric))
-        self.wide_numeric, self.numeric = self.columns[: len(wide_numeric)], self.columns[len(self.columns) - len(numeric) :]
-
-    def size(self, name: str) -> int:
-        """Number of codes of a field or cross, code 0 included."""
-        spec = self.vocabularies["crosses"].get(name)
-        return spec["size"] if spec else len(self.values(name))
-
-    def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
-        codes, specs = stage1.field_codes(rows, self.tables, self.vocabularies), self.vocabularies["numeric"]
-        wide, deep = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
-        numeric = [stage1.normalise(stage1.numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in self.columns]
-        parts = ((wide, np.int32), (deep, np.int32), (numeric, np.float32))
-        return tuple(np.stack(columns, axis=1, dtype=dtype) if columns else np.empty((len(rows), 0), dtype) for columns, dtype in parts)
-
-    def values(self, name: str) -> np.ndarray:
-        """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
-        if name in ("user_id", "item_id"):
-            table = self.tables[name[:4]]
-            return table[name[:4]].where(table["train_count"] > 0, stage1.UNKNOWN).to_numpy()
-        return np.array(self.vocabularies.get(name, range(stage1.RATING_BUCKETS + 1)), object)
-
-    def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
-        spec = self.vocabularies["crosses"].get(name)
-        return stage1.cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
-
-    def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
-        """Rows (user, item) as they would look at a moment, from the state at the end of training."""
-        now, rows = np.nan if timestamp_s is None else float(timestamp_s), {"user_id": user_ids, "item_id": item_ids}
-        for who, table in self.tables.items():
-            names = [f"{who}_{name}" for name in (*stage1.STATE, "last_timestamp", "first_timestamp")]
-            rows |= {name: table[name].to_numpy()[rows[f"{who}_id"]] for name in names}
-            rows[f"{who}_days_since_last"] = (now - rows[f"{who}_last_timestamp"]) / DAY_S
-        rows["item_age_days"] = (now - rows["item_first_timestamp"]) / DAY_S
-        category, trained = self.tables[ITEM]["category"].to_numpy()[item_ids], self.tables[USER]["train_count"].to_numpy()[user_ids] > 0
-        rows |= stage1.pair_state(np.where(trained, user_ids, 0), category, self.vocabularies)
-        moment = {name: codes[0] for name, codes in stage1.encode_moments(np.array([now]), self.vocabularies).items()}
-        return pd.DataFrame(rows | moment | dict.fromkeys(OWN_TEXT, np.nan))  # the row's own text is not written yet
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -264,8 +220,7 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
         if name == "adagrad":
             return torch.optim.Adagrad(parameters, **settings, initial_accumulator_value=start)
         if of_rows:
-            moments = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
-            return RowAdam(parameters, settings | moments | {"eps": ROW_ADAM_EPS / args.batch_size})
+            return RowAdam(parameters, settings | ADAM | {"eps": ROW_ADAM_EPS / args.batch_size})
         return torch.optim.Adam(parameters, **settings, fused=True)
 
     wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
@@ -412,7 +367,7 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
     return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray | csr_matrix:
+def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2), in closed form: ridge regression
     of every item on the others (EASE, Steck 2019), held back more where an item has more likes (as if inputs dropped out: EDLAE,
     Steck 2020), long histories counting less. Over more than RIDGE_ITEMS items each is regressed on its most similar ones only.
@@ -438,25 +393,103 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray
     return csr_matrix((values.astype(np.float32), (items, np.repeat(np.arange(len(norm)), [len(c[0]) for c in columns]))), gram.shape)
 
 
-def list_scores(history: csr_matrix, pairs: np.ndarray | csr_matrix) -> np.ndarray:
-    """float32 [histories, items + 1]; the unknown item, column 0, scores -inf."""
-    scores = history @ pairs
-    scores = scores.toarray() if issparse(scores) else scores
-    scores[:, 0] = -math.inf
-    return scores
+class Taste(nn.Module):
+    """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with an item's vector
+    is the score. A history that came after training is served like any other, and the catalogue is one product of matrices."""
+
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.liked, self.item = nn.Embedding(items, TASTE[0], sparse=True), nn.Embedding(items, TASTE[1] + 1, sparse=True)  # the last is a bias
+        self.hidden = nn.Linear(*TASTE)
+        nn.init.uniform_(self.liked.weight, -(items**-0.5), items**-0.5)
+        nn.init.normal_(self.item.weight, std=0.01)
+
+    def forward(self, history: csr_matrix, items: np.ndarray) -> Tensor:
+        """Histories [n, all items], each with the constant of column 0, and ids [m] -> scores [n, m]."""
+        likes, device = np.diff(history.indptr), self.hidden.weight.device
+        parts = history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32), items
+        ids, offsets, weights, items = (torch.from_numpy(part).to(device) for part in parts)
+        pooled = F.embedding_bag(ids, self.liked.weight, offsets, mode="sum", per_sample_weights=weights, sparse=True)
+        vectors = self.item(items)
+        return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 
 
-def list_quality(history: csr_matrix, pairs: np.ndarray | csr_matrix, held: csr_matrix) -> float:
-    """Mean NDCG@10 of the validation users' likes among all items outside their history."""
+def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
+    """Squared error of scoring all items outside the visible parts of histories: 1 for what was hidden, 0 for all else, for which a
+    sample of the items stands. Of the network alone, so that it learns more than corrections, and beside the pairs."""
+    items = np.union1d(sample, history.indices)
+    target, zeros = history[:, items].toarray(), np.isin(items, sample) * (history.shape[1] / len(sample))
+    importance = weight[:, None] * (1 - visible[:, items].toarray()) * np.where(target > 0, 1, zeros)
+    deep = taste(visible, items)
+    parts = target, importance, dense((visible @ pairs)[:, items])
+    target, importance, wide = (torch.from_numpy(part.astype(np.float32, copy=False)).to(deep.device) for part in parts)
+    return (importance * ((deep - target) ** 2 + (wide + deep - target) ** 2)).sum()
+
+
+def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
+    """Train the deep part of lists to find what is hidden of histories, beside pairs of this penalty (None: alone). Returns it and
+    (rounds, scale): `chosen` if given, else those with which the validation users' lists are best.
+
+    The pairs that a user is trained with were fitted on the other folds of users: had they seen what is to be found, they would leave the
+    network nothing to learn. They weigh less where much of a history is hidden, so how much the network counts in the end is chosen as well."""
+    torch.manual_seed(args.seed)
+    rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
+    others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
+    users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
+    size = 2 ** int(np.clip(round(math.log2(len(users) / 200)), 5, 9))  # users of a step
+    taste, passes = Taste(items).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # updated every tenth step: 0.99 a step
+    of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0})
+    optimizers = [of_rows, torch.optim.Adam(taste.hidden.parameters())]
+    best_quality, best_taste, best = -1.0, taste, (0, 1.0)
+    for number in range(1, 1 + (chosen[0] if chosen else ROUNDS)):
+        orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
+        batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
+        for step, batch in enumerate(tqdm(rng.permutation(len(batches)), desc=f"lists, round {number}", disable=None, leave=False)):
+            f, part = batches[batch]
+            visible, sample = history[part], rng.choice(items, items if items <= RIDGE_ITEMS else SAMPLED, replace=False)
+            visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
+            visible.eliminate_zeros()
+            list_loss(taste, history[part], visible, others[f], weight[part] / weight[users].mean() / len(part), sample).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if step % 10 == 0:
+                mean.update_parameters(taste)
+        quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
+        if max(quality) > best_quality:
+            best_quality, best_taste, best = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
+        elif number - best[0] >= LIST_PATIENCE:
+            break
+    if not chosen and best_quality <= list_quality(history, pairs, held)[0]:
+        best = (1, 0.0)  # lists are best without it
+    best_taste.item.weight.data *= best[1]
+    return best_taste, best
+
+
+def dense(matrix: Pairs) -> np.ndarray:
+    return matrix.toarray() if issparse(matrix) else matrix
+
+
+@torch.inference_mode()
+def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[np.ndarray, np.ndarray]:
+    """Wide and deep part of the scores, float32 [histories, items + 1]; the unknown item, column 0, is -inf."""
+    wide = dense(history @ pairs)
+    wide[:, 0] = -math.inf
+    return wide, taste(history, np.arange(history.shape[1])).cpu().numpy() if taste else np.zeros_like(wide)
+
+
+def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
+    """Mean NDCG@10 [scales of the network] of the validation users' likes among all items outside their history."""
     users, gains, discount = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
     users = users[:: len(users) // CHOICE_USERS + 1]
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
-        score = list_scores(history[part], pairs)
-        score[history[part].nonzero()] = -math.inf
-        for of_user, relevant in zip(score, held[part].toarray()):
-            hits = relevant[best(of_user, 10)]
-            gains.append(hits @ discount[: len(hits)] / discount[: int(relevant[1:].sum())].sum())
-    return float(np.mean(gains)) if gains else 0.0
+        wide, deep = list_parts(history[part], pairs, taste)
+        wide[history[part].nonzero()] = -math.inf
+        for of_user, of_taste, relevant in zip(wide, deep, held[part].toarray()):
+            hits = np.stack([relevant[best(of_user + scale * of_taste, 10)] for scale in scales])
+            gains.append(hits @ discount[: hits.shape[1]] / discount[: int(relevant[1:].sum())].sum())
+    return np.mean(gains, axis=0) if gains else np.zeros(len(scales))
 
 
 class Run:
@@ -497,7 +530,7 @@ class Run:
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
         known, held = (ds.reviews[ds.reviews["split"].isin(splits)] for splits in (["train", "validation"][: 1 + refit], ["validation"]))
         features = Features(ds.tables, ds.vocabularies, config)
-        served = self_contained(ds, features, config) | {"lists": self.fit_lists(refit)}
+        served = self_contained(ds, features, config) | {"lists": self.fit_lists(component, refit)}
         train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
         training = Training(args, config, features, float(train.tensors[-1].mean()))
         if name in self.resumed:
@@ -531,26 +564,33 @@ class Run:
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
         print(f"{name}: {describe(final)} -> {path}")
 
-    def fit_lists(self, refit: bool) -> dict[str, dict[str, Tensor]]:
-        """What lists are made of, the same for all models of a run: histories, and pairs whose penalty the validation users choose."""
-        if refit not in self.lists:
+    def fit_lists(self, component: str, refit: bool) -> dict:
+        """What lists are made of: histories; pairs, whose penalty the validation users choose; with --objective ranking also the network
+        beside them, or instead of them for a model that has only its deep part."""
+        component = component if self.args.objective == "ranking" else "wide"
+        if (component, refit) not in self.lists:
+            chosen = self.fit_lists(component, False)["chosen"] if refit else None
             begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
             constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
             train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
             if not self.penalty:  # over a large catalogue, trying takes too long
                 self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
-            history = train.maximum(held) if refit else train
-            pairs, told = fit_pairs(history, *self.penalty), f"penalty {self.penalty[0]:g}, constant {self.penalty[1]}"
-            told += "" if refit else f", validation NDCG@10 {list_quality(train, pairs, held):.4f}"
-            print(f"lists{' refit' * refit}: {told}, {time.perf_counter() - begin:.1f} s", flush=True)
-            self.lists[refit] = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
-        return self.lists[refit]
+            history, penalty = train.maximum(held) if refit else train, None if component == "deep" else self.penalty
+            pairs, taste = fit_pairs(history, *penalty) if penalty else csr_matrix(shape[1:] * 2, dtype=np.float32), None
+            if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
+                taste, chosen = fit_taste(history, pairs, penalty, held, chosen, self.args)
+            told = (f"penalty {penalty[0]:g}, constant {penalty[1]}" if penalty else "no pairs") + (f", network {chosen} (rounds, scale)" if chosen else "")
+            told += ", refit" if refit else f", validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
+            print(f"{component} lists: {told}, {time.perf_counter() - begin:.1f} s", flush=True)
+            saved = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}}
+            self.lists[component, refit] = saved | {"chosen": chosen}
+        return self.lists[component, refit]
 
     def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         stage1.replace_files({self.last.with_name(HISTORY): lambda to: to.write_text(json.dumps(history, indent=1) + "\n")})
-        run = {"run": self.config, "histories": self.histories, "training": training.state_dict()}
-        save(self.last, checkpoint | run | {"lists": {}})  # large, and soon fitted again
+        run = {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}}  # large, and fitted again
+        save(self.last, checkpoint | run)
 
 
 def quality(record: dict) -> float:
@@ -654,8 +694,7 @@ def ablation_path(best: Path, part: str) -> Path:
 # ------------------------------------------------------------------------------------------------------------- serving
 class Recommender:
     """A trained model with all it needs to answer by raw id. `config`, `history` (training_history.json's epochs), `fingerprint`
-    and `dataset` say where it came from; `users` and `items` are the tables of stage 1. Catalogue scores are those of the state
-    and the last moment of training."""
+    and `dataset` say where it came from; `users` and `items` are the tables of stage 1."""
 
     def __init__(self, saved: dict, device: str) -> None:
         self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
@@ -663,13 +702,15 @@ class Recommender:
         self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
                                                 for name, column in saved[table].items()}) for table in ("users", "items"))
         self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
-        self.model = WideDeep(self.features, self.config)
-        self.model.load_state_dict(saved["state_dict"])
+        self.model, self.taste = WideDeep(self.features, self.config), Taste(len(self.items)) if saved["lists"]["taste"] else None
+        for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
+            network.load_state_dict(weights)
+            stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
         self.model.to(device).eval()
         for who, table in self.features.tables.items():
             for name in self.features.vocabularies["categories"][who]:  # else a wrong code would be looked up in a neighbour's rows
                 stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
-        stage1.require("title" in self.items and all(w.isfinite().all() for w in self.model.state_dict().values()), "no titles, or weights not finite")
+        stage1.require("title" in self.items, "no titles")
         shape = len(self.users), len(self.items)
         self.seen, self.likes = unpack_matrix(saved["seen"], shape), unpack_matrix(saved["lists"]["likes"], shape)
         self.pairs = unpack_matrix(saved["lists"]["pairs"], (shape[1], shape[1]))
@@ -697,14 +738,15 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score, and its wide part, which is all of it. With `history`, raw ids of items that
+        """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that
         somebody liked, for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the
         history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best
         are chosen one by one, and each chosen item lowers the score of all others of its category by that much."""
         code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
         liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
-        wide = list_scores(csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items))), self.pairs)[0]
-        score, category, ids = wide.copy(), self.items["category"].to_numpy(), []
+        row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))
+        wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
+        score, category, ids = wide + deep, self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
         while diversify and len(ids) < n and score.max() > -math.inf:
             ids.append(int(score.argmax()))
@@ -712,14 +754,15 @@ class Recommender:
             score[ids[-1]] = -math.inf
         ids = ids if diversify else best(score, n)
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
-        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": wide[ids], "wide": wide[ids], "deep": 0.0})
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": (wide + deep)[ids], "wide": wide[ids], "deep": deep[ids]})
 
     @torch.inference_mode()
     def explain(self, user: str, item: str) -> pd.DataFrame:
         """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
-        and what holds for anybody, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
+        what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = encode_ids(self.user_index, [user]), encode_ids(self.item_index, [item])
         found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in self.likes[user_id].indices]
+        found += [("list", "network", self.taste(self.likes[user_id], item_id).item())] if self.taste else []
         *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
         if self.config["component"] != "deep":
@@ -729,7 +772,7 @@ class Recommender:
 
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""
-        return list_scores(self.likes[user_ids], self.pairs)
+        return np.add(*list_parts(self.likes[user_ids], self.pairs, self.taste))
 
 
 def best(score: np.ndarray, n: int) -> np.ndarray:
@@ -747,9 +790,8 @@ def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     ds = load_dataset(args.data_dir)
-    for split in ("train", "validation"):
-        if not ds.index["rows"][split]:
-            raise InputError(f"{args.data_dir} has no {split} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
+    if empty := [split for split in ("train", "validation") if not ds.index["rows"][split]]:
+        raise InputError(f"{args.data_dir} has no {empty[0]} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     Run(args, ds).execute()
 

@@ -1,4 +1,6 @@
-"""The pairs behind the lists: closed form, choice of its penalty, what it may know, and what is served of it."""
+"""The pairs and the network behind the lists: closed form, loss, choices on validation users, what each may know, what is served."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,10 @@ def histories(users: int, items: int, share: float = 0.2, seed: int = 0) -> csr_
     dense[: users // 9, 1:] = False  # some have no likes
     dense[:, 0] = True
     return csr_matrix(dense.astype(np.float32))
+
+
+def scores(history: csr_matrix, pairs: stage2.Pairs, taste: stage2.Taste | None = None) -> np.ndarray:
+    return np.add(*stage2.list_parts(history, pairs, taste))
 
 
 def one_by_one(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray:
@@ -65,7 +71,7 @@ def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, n
     if neighbours >= 20:
         np.testing.assert_allclose(found.toarray()[:, 1:], whole[:, 1:], atol=1e-5)
     assert (np.diff(found.tocsc().indptr) <= neighbours + 1).all() and (found.diagonal() == -1).all()
-    np.testing.assert_allclose(stage2.list_scores(history, found)[:, 1:], (history @ found.toarray())[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(scores(history, found)[:, 1:], (history @ found.toarray())[:, 1:], atol=1e-5)
 
 
 def test_list_quality_is_the_catalogue_ndcg_of_stage_3():
@@ -108,15 +114,16 @@ def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_no
         rows = ds.reviews[(ds.reviews["split"] == split) & (ds.reviews["label"] == 1)]
         matrix[:, 0], matrix[rows["user_id"], rows["item_id"]] = 1, 1
     train, held = csr_matrix(train), csr_matrix(held)
-    quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held) for knobs in stage2.PENALTIES}
+    quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held).item() for knobs in stage2.PENALTIES}
     assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
     test = ds.reviews["split"] == "test"
     turned = ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"]))
     shuffled = stage1.Dataset(ds.folder, ds.index, turned, ds.users, ds.items, ds.vocabularies)
     args = stage2.parse_args(["--checkpoint", str(tmp_path / "x.pt")])
-    again = stage2.Run(args, shuffled).fit_lists(False)
+    again = stage2.Run(args, shuffled).fit_lists("wide-deep", False)
     saved = torch.load(path, weights_only=True)["lists"]
-    assert all(torch.equal(saved[name][part], again[name][part]) for name in saved for part in saved[name])
+    assert saved["chosen"] is None and not saved["taste"]
+    assert all(torch.equal(saved[name][part], again[name][part]) for name in ("likes", "pairs") for part in saved[name])
 
 
 def test_a_history_at_call_time_is_worth_as_much_as_a_users_own(shop, tmp_path):
@@ -139,7 +146,7 @@ def test_lists_find_what_goes_together():
     pairs = stage2.fit_pairs(csr_matrix(np.c_[np.ones(400), dense].astype(np.float32)), 10.0, True)
     for item in range(3, 21):
         row = csr_matrix(([1.0, 1.0], [0, item], [0, 2]), (1, 21), dtype=np.float32)
-        score = stage2.list_scores(row, pairs)[0]
+        score = scores(row, pairs)[0]
         score[1] = -np.inf  # the one that most like
         assert score.argmax() == (item - 1 ^ 1) + 1
 
@@ -166,5 +173,162 @@ def test_a_log_without_likes_is_listed_too(monkeypatch, large):
         monkeypatch.setattr(stage2, "RIDGE_ITEMS", 1)
     nobody = histories(20, 6, share=0.0)
     for constant in (False, True):
-        scores = stage2.list_scores(nobody, stage2.fit_pairs(nobody, 10.0, constant))
-        assert np.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -np.inf).all()
+        found = scores(nobody, stage2.fit_pairs(nobody, 10.0, constant))
+        assert np.isfinite(found[:, 1:]).all() and (found[:, 0] == -np.inf).all()
+
+
+# --------------------------------------------------------------------------------------------------- the network beside the pairs
+def small_taste(items: int, seed: int = 0) -> stage2.Taste:
+    torch.manual_seed(seed)
+    taste = stage2.Taste(items)
+    torch.nn.init.normal_(taste.item.weight, std=0.3)
+    return taste
+
+
+def by_hand(taste: stage2.Taste, history: np.ndarray) -> np.ndarray:
+    """The same network from its weights, in numpy, one history after the other."""
+    weights = {name: value.detach().numpy().astype(float) for name, value in taste.state_dict().items()}
+    rows = []
+    for row in history:
+        pooled = np.tanh(weights["liked.weight"][row > 0].sum(axis=0) / np.sqrt((row > 0).sum()))
+        vector = np.tanh(weights["hidden.weight"] @ pooled + weights["hidden.bias"])
+        rows.append(weights["item.weight"][:, :-1] @ vector + weights["item.weight"][:, -1])
+    return np.array(rows)
+
+
+def test_the_network_scores_pooled_histories():
+    history, taste = histories(30, 12), small_taste(13)
+    with torch.no_grad():
+        np.testing.assert_allclose(taste(history, np.arange(13)), by_hand(taste, history.toarray()), atol=1e-5)
+        np.testing.assert_allclose(taste(history, np.array([7, 2])), by_hand(taste, history.toarray())[:, [7, 2]], atol=1e-5)
+
+
+def visible_part(history: csr_matrix) -> csr_matrix:
+    part = history.copy()
+    part.data[(np.arange(part.nnz) % 2 == 0) & (part.indices > 0)] = 0
+    part.eliminate_zeros()
+    return part
+
+
+def test_the_loss_is_the_squared_error_outside_the_visible_part():
+    history, taste, weight = histories(9, 12), small_taste(13), np.linspace(1, 2, 9)
+    visible, pairs = visible_part(history), RNG.standard_normal((13, 13)).astype(np.float32)
+    deep, wide = by_hand(taste, visible.toarray()), visible.toarray() @ pairs
+    expected = 0.0
+    for user, item in itertools.product(range(9), range(13)):
+        if not visible[user, item]:
+            liked = history[user, item]
+            expected += weight[user] * ((deep[user, item] - liked) ** 2 + (deep[user, item] + wide[user, item] - liked) ** 2)
+    found = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(13))
+    assert 0 < visible.nnz < history.nnz and found.item() == pytest.approx(expected, rel=1e-4)
+    assert stage2.list_loss(taste, history, visible, csr_matrix(pairs), weight, np.arange(13)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sample_of_the_zeros_stands_for_all_of_them():
+    """The mean over all samples of two items is the loss over all items."""
+    history, taste, weight = histories(9, 6), small_taste(7), np.ones(9)
+    visible, pairs = visible_part(history), RNG.standard_normal((7, 7)).astype(np.float32)
+    with torch.no_grad():
+        drawn = [stage2.list_loss(taste, history, visible, pairs, weight, np.array(s)).item() for s in itertools.combinations(range(7), 2)]
+        assert np.mean(drawn) == pytest.approx(stage2.list_loss(taste, history, visible, pairs, weight, np.arange(7)).item(), rel=1e-4)
+    assert np.std(drawn) > 0.1
+
+
+def taste_args(**changes) -> stage2.Namespace:
+    return stage2.Namespace(**({"seed": 1, "device": "cpu"} | changes))
+
+
+def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
+    history, known, seen = histories(60, 10), {}, set()
+    fit, loss = stage2.fit_pairs, stage2.list_loss
+
+    def fit_and_remember(part, *penalty):
+        pairs = fit(part, *penalty)
+        known[id(pairs)] = pairs, {row.tobytes() for row in part.toarray()}
+        return pairs
+
+    def check(taste, part, visible, pairs, *rest):
+        rows = {row.tobytes() for row in part.toarray() if row.sum() > 1}
+        assert rows and not rows & known[id(pairs)][1]
+        assert (visible.toarray() <= part.toarray()).all() and (visible.toarray()[:, 0] == 1).all()
+        seen.update(rows)
+        return loss(taste, part, visible, pairs, *rest)
+
+    distinct = {row.tobytes() for row in history.toarray() if row.sum() > 1}
+    _, first = np.unique(history.toarray(), axis=0, return_index=True)  # equal histories of two users would look like a leak
+    history = csr_matrix(np.r_[history.toarray()[np.sort(first)]])
+    monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
+    monkeypatch.setattr(stage2, "list_loss", check)
+    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True), history, (1, 1.0), taste_args())
+    assert seen == distinct
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_network_learns_what_pairs_cannot_say(monkeypatch, large):
+    """Who likes exactly one of items 1 and 2 likes item 4, who likes both or none likes item 3: no sum over pairs tells it."""
+    if large:
+        monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
+        monkeypatch.setattr(stage2, "SAMPLED", 4)
+    for name, value in {"HIDDEN_SHARE": 0.3, "TASTE": (64, 32)}.items():
+        monkeypatch.setattr(stage2, name, value)
+    rng = np.random.default_rng(0)
+
+    def log(users: int, told: bool) -> csr_matrix:
+        one, two = rng.random((2, users)) < 0.5
+        dense = np.c_[np.ones(users), one, two, (one == two) & told, (one != two) & told, rng.random((users, 3)) < 0.3]
+        return csr_matrix(dense.astype(np.float32))
+
+    history, asked = log(3000, True), log(400, False)
+    pairs = stage2.fit_pairs(history, 10.0, True).astype(np.float32)
+    pairs = csr_matrix(pairs) if large else pairs
+    one, two = asked.toarray()[:, 1:3].T > 0
+    expected = np.where(one == two, 3, 4)
+    both = stage2.fit_taste(history, pairs, (10.0, True), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
+    of_pairs, of_both = (scores(asked, pairs, taste)[:, 3:5].argmax(axis=1) + 3 == expected for taste in (None, both))
+    assert of_pairs.mean() < 0.8 and of_both.mean() > 0.95
+
+
+def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
+    history, held, told = histories(60, 12), histories(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 9])
+    monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
+    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True), [0.35], [], stage2.list_quality
+
+    def measured(history, pairs, held, taste=None, scales=(1.0,)):
+        if taste is None:
+            return np.array(alone)
+        assert len(quality(history, pairs, held, taste, scales)) == len(scales) == 3
+        states.append(taste.item.weight.detach().clone())
+        return np.array(next(told))
+
+    monkeypatch.setattr(stage2, "list_quality", measured)
+    taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
+    assert chosen == (2, 0.25) and len(states) == 2 + stage2.LIST_PATIENCE  # an equal value is no gain
+    torch.testing.assert_close(taste.item.weight.data, 0.25 * states[1])
+    again, kept = stage2.fit_taste(history, pairs, (10.0, True), held, chosen, taste_args())
+    assert kept == chosen and len(states) == 2 + stage2.LIST_PATIENCE  # looks at no validation user
+    torch.testing.assert_close(again.item.weight.data, taste.item.weight.data)
+    told, alone = iter([[0.1, 0.3, 0.2], *[[0.0] * 3] * 9]), [0.3]
+    taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
+    assert chosen[1] == 0 and not taste.item.weight.any()
+
+
+def test_the_ranking_objective_saves_and_serves_both_parts(shop, tmp_path, monkeypatch):
+    folder, ds = shop
+    for name in ("ROUND_STEPS", "ROUNDS"):
+        monkeypatch.setattr(stage2, name, 4)
+    flags = ["--epochs", "1", "--objective", "ranking", "--ablations"]
+    models = {}
+    for name, more in (("plain", []), ("refit", ["--refit"])):
+        path = run(tmp_path / name, folder / "processed_data", *flags, *more)
+        models |= {(name, part): stage2.load_model(path if part == "both" else stage2.ablation_path(path, part), "cpu") for part in ("both", "wide", "deep")}
+    for (name, part), model in models.items():
+        chosen = torch.load(tmp_path / name / model.config["checkpoint"], weights_only=True)["lists"]["chosen"]
+        assert (model.taste is None) == (part == "wide" or chosen[1] == 0) and (abs(model.pairs).sum() == 0) == (part == "deep")
+        user = ds.users["user"][int(np.diff(model.likes.indptr).argmax())]
+        code, listed = model.user_index.get_loc(user), model.recommend(user, n=8)
+        np.testing.assert_allclose(listed["wide"] + listed["deep"], listed["score"], atol=1e-6)
+        np.testing.assert_allclose(model.score_catalogue(np.array([code]))[0][model.item_index.get_indexer(listed["item"])], listed["score"], atol=1e-6)
+        assert listed["deep"].any() == (model.taste is not None) and listed["wide"].any() == (part != "deep")
+        found = model.explain(user, listed["item"][0])
+        assert found[found["of"] == "list"]["contribution"].sum() == pytest.approx(listed["score"][0], abs=1e-5)
+    assert models["refit", "both"].likes.nnz > models["plain", "both"].likes.nnz

@@ -1,0 +1,212 @@
+"""Which of all items next: Wide & Deep lists against the strongest linear and matrix-factorisation models, on six data sets.
+
+    python benchmarks/ranking.py --data ../shared/data                                     # about an hour on 2 cores
+    python benchmarks/ranking.py --data ../shared/data --only MovieLens-1M --seeds 1
+
+Per-user split, 70 % training, 10 % validation, 20 % test rows of every user, a new one for every seed. Every model, ours and each
+baseline, is tuned on the validation rows, then fitted once more on training and validation rows (--refit), then ranks the whole
+catalogue for every user with a liked test row. A baseline tries all settings of its list in GRIDS; ours chooses among six
+penalties, and how long and how much its network counts. Nothing is chosen by hand for one data set.
+
+Figures are means over seeds. Differences are paired: a user's mean over seeds under our model minus that under the other, with 95 %
+limits from a bootstrap over users. Tail: share of the places in lists for items outside the 20 % that are liked most.
+Wide only and deep only are our own parts, each trained alone.
+"""
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
+from scipy.sparse import csr_matrix
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import model_evaluation as stage3  # noqa: E402
+from amazon_preprocessing import Dataset, load_dataset  # noqa: E402
+from wide_deep_model import ablation_path, interactions, load_model  # noqa: E402
+
+SETS = {
+    "MovieLens-1M": "--dataset movielens --input {data}/ml-1m --drop-rating 1 2 3 --min-core 10",
+    "MovieLens-100K": "--dataset movielens --input {data}/ml-100k",
+    "Musical Instruments": "--dataset amazon-reviews --input {data}/amazon/2014/reviews_Musical_Instruments_5.json.gz",
+    "Electronics dense": "--dataset csv --input {data}/amazon/ratings/Electronics_dense.csv --columns user=user_id,item=prod_id,rating=rating",
+    "Digital Music": "--dataset csv --input {data}/amazon/ratings/Digital_Music_20plus.txt --columns user=0,item=1,rating=2,timestamp=3",
+    "Anime": "--dataset anime --input {data}/anime --positive-threshold 8",
+}  # fmt: skip
+SPLIT = "--split per-user --test-fraction 0.2 --validation-fraction 0.1"
+K, TAIL, REPLICATES = 10, 0.8, 2000
+OURS, BASELINES = ("Wide & Deep", "wide only", "deep only"), ("popularity", "recent popularity", "user-kNN", "item-kNN", "iALS", "EASE")
+NEIGHBOURS = list(itertools.product(("cosine", "bm25"), (20, 50, 100, 200, 400)))
+GRIDS = {
+    "popularity": [()],
+    "recent popularity": [(share,) for share in (0.02, 0.05, 0.1, 0.2, 0.5)],  # of the training rows, the latest
+    "user-kNN": NEIGHBOURS,
+    "item-kNN": NEIGHBOURS,
+    "iALS": list(itertools.product((0.01, 0.03, 0.1, 0.3, 1.0), (0.001, 0.004, 0.016))),  # weight of what is not liked, L2 per like
+    "EASE": [(10 * 2**power,) for power in range(10)],
+}
+IALS_FACTORS, IALS_SWEEPS = 128, 12
+Scores = Callable[[np.ndarray], np.ndarray]  # encoded users -> [users, items + 1]
+
+
+# ------------------------------------------------------------------------------------------------------------ baselines
+def popularity(likes: csr_matrix, rows: pd.DataFrame) -> Scores:
+    return stage3.popularity(likes).score_catalogue
+
+
+def recent_popularity(likes: csr_matrix, rows: pd.DataFrame, share: float) -> Scores:
+    latest = rows.nlargest(round(len(rows) * share), "timestamp", keep="all")
+    return stage3.popularity(interactions(latest, likes.shape)).score_catalogue
+
+
+def neighbours(kind: str, k: int) -> CosineRecommender | BM25Recommender:
+    return {"cosine": CosineRecommender, "bm25": BM25Recommender}[kind](K=k + 1)  # + 1: it finds itself
+
+
+def item_knn(likes: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
+    similarity = stage3.similarities(neighbours(kind, k), likes)
+    return lambda users: (likes[users] @ similarity).toarray()
+
+
+def user_knn(likes: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
+    similarity = stage3.similarities(neighbours(kind, k), likes.T.tocsr()).T.tocsr()
+    return lambda users: (similarity[users] @ likes).toarray()
+
+
+def ease(likes: csr_matrix, rows: pd.DataFrame, penalty: float) -> Scores:
+    """Steck 2019, equation 8."""
+    inverse = np.linalg.inv((likes.T @ likes).toarray().astype(np.float64) + penalty * np.eye(likes.shape[1]))
+    weights = (-inverse / np.diag(inverse)).astype(np.float32)
+    np.fill_diagonal(weights, 0)
+    return lambda users: likes[users] @ weights
+
+
+def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float) -> Scores:
+    """Rendle et al. 2022, "Revisiting the performance of iALS": loss (1 - s)^2 of likes, alpha s^2 of all pairs, L2 that grows with the
+    number of likes (their nu = 1)."""
+    rng = np.random.default_rng(0)
+    user, item = (rng.normal(0, 0.1 / IALS_FACTORS**0.5, (n, IALS_FACTORS)).astype(np.float32) for n in likes.shape)
+
+    def solve(matrix: csr_matrix, other: np.ndarray) -> np.ndarray:
+        gram, found = alpha * other.T @ other, np.zeros((matrix.shape[0], IALS_FACTORS), np.float32)
+        for begin in range(0, len(found), 256):
+            block = matrix[begin : begin + 256]
+            vectors = [other[block.indices[block.indptr[n] : block.indptr[n + 1]]] for n in range(block.shape[0])]
+            left = np.stack([gram + v.T @ v + penalty * (len(v) + alpha * len(other)) * np.eye(IALS_FACTORS, dtype=np.float32) for v in vectors])
+            found[begin : begin + 256] = np.linalg.solve(left, np.stack([v.sum(axis=0) for v in vectors])[..., None])[..., 0]
+        return found
+
+    transposed = likes.T.tocsr()
+    for _ in range(IALS_SWEEPS):
+        user = solve(likes, item)
+        item = solve(transposed, user)
+    return lambda users: user[users] @ item.T
+
+
+MAKERS = {"popularity": popularity, "recent popularity": recent_popularity, "user-kNN": user_knn, "item-kNN": item_knn, "iALS": ials, "EASE": ease}
+
+
+# -------------------------------------------------------------------------------------------------------------- one run
+def prepare(ds: Dataset, known: list[str], asked: str) -> tuple[csr_matrix, pd.DataFrame, stage3.Catalogue]:
+    """Likes of the known splits, as a matrix and as rows, and the task: the likes of the asked split among items not in the known ones."""
+    shape, rows = (len(ds.users), len(ds.items)), ds.reviews[["user_id", "item_id", "timestamp", "label", "split"]]
+    of_known, liked = rows["split"].isin(known), rows["label"] == 1
+    relevant = interactions(rows[liked & (rows["split"] == asked)], shape)
+    task = stage3.Catalogue(relevant, interactions(rows[of_known], shape), 0, np.random.default_rng(0))
+    return interactions(rows[liked & of_known], shape), rows[liked & of_known], task
+
+
+def ndcg(task: stage3.Catalogue, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """NDCG@10 [users] and lists [users, 10]."""
+    lists, hits = task.rank(scores, K)
+    return stage3.list_metrics(hits, task.n_relevant)["ndcg"], lists
+
+
+def run(name: str, seed: int, data: Path) -> dict:
+    """All models on one split: {"model": {"ndcg": [users + 1], NaN where not asked, "coverage", "tail"}}, with seconds and settings."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        def script(stage: str, flags: str) -> None:
+            subprocess.run([sys.executable, ROOT / stage, *flags.split(), "--seed", str(seed)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+        script("amazon_preprocessing.py", f"{SETS[name].format(data=data)} {SPLIT}")
+        begin = time.perf_counter()
+        script("wide_deep_model.py", "--objective ranking --refit --ablations --epochs 1")  # one epoch: only the lists are looked at
+        seconds, path = time.perf_counter() - begin, Path(folder) / "best_wide_deep_model.pt"
+        ds = load_dataset(Path(folder) / "processed_data")
+        paths = (path, ablation_path(path, "wide"), ablation_path(path, "deep"))
+        scorers = {model: load_model(path, "cpu").score_catalogue for model, path in zip(OURS, paths)}
+    validation, test = prepare(ds, ["train"], "validation"), prepare(ds, ["train", "validation"], "test")
+    settings = {}
+    for model in BASELINES:
+        if model == "recent popularity" and ds.reviews["timestamp"].isna().any():
+            continue
+        grid = GRIDS[model]
+        quality = [ndcg(validation[2], MAKERS[model](*validation[:2], *setting))[0].mean() for setting in grid] if len(grid) > 1 else [0]
+        settings[model] = grid[int(np.argmax(quality))]
+        scorers[model] = MAKERS[model](*test[:2], *settings[model])
+    likes, task, found = test[0], test[2], {}
+    count = np.bincount(likes.indices, minlength=likes.shape[1])[1:]
+    tail = np.append(False, np.argsort(np.argsort(-count, kind="stable")) >= (1 - TAIL) * len(count))
+    for model, scores in scorers.items():
+        of_users, (per_user, lists) = np.full(likes.shape[0], np.nan), ndcg(task, scores)
+        of_users[task.users] = per_user
+        found[model] = {"ndcg": of_users, "coverage": stage3.coverage_at_k(lists, len(count)), "tail": float(tail[lists].mean())}
+    told = ", ".join(f"{model} {np.nanmean(of['ndcg']):.4f}" for model, of in found.items())
+    print(f"{name}, seed {seed}: {told}; {settings}; ours trained in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ the tables
+def difference(runs: list[dict], other: str) -> str:
+    """Ours minus the other model in % of it, with 95 % limits over users."""
+    ours, theirs = (np.nanmean([found[model]["ndcg"] for found in runs], axis=0) for model in (OURS[0], other))
+    ours, theirs = (values[~np.isnan(ours)] for values in (ours, theirs))
+    drawn = np.random.default_rng(0).integers(0, len(ours), (REPLICATES, len(ours)))
+    low, high = np.quantile(ours[drawn].mean(axis=1) / theirs[drawn].mean(axis=1) - 1, [0.025, 0.975])
+    return f"{ours.mean() / theirs.mean() - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def lines(name: str, runs: list[dict]) -> tuple[str, str]:
+    """The data set's line in both tables."""
+    mean = {model: np.mean([np.nanmean(found[model]["ndcg"]) for found in runs]) for model in runs[0]}
+    best = max((model for model in mean if model in BASELINES), key=mean.get)
+    shown = [f"**{mean[m]:.4f}**" if mean[m] == max(mean.values()) else f"{mean[m]:.4f}" for m in mean]
+    shown = dict(zip(mean, shown)) | {m: "-" for m in (*OURS, *BASELINES) if m not in mean}
+    others = [f"{best} {difference(runs, best)}", *(difference(runs, m) for m in ("EASE", "iALS", *OURS[1:]))]
+    pairs = [" / ".join(f"{np.mean([found[m][what] for found in runs]):.3f}" for m in (OURS[0], "EASE")) for what in ("coverage", "tail")]
+    return (f"| {name} | " + " | ".join(shown[m] for m in (*OURS, *BASELINES)) + " |", f"| {name} | " + " | ".join([*others, *pairs]) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--only", nargs="+", choices=SETS, default=[*SETS], metavar="NAME", help=f"of {', '.join(SETS)}")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="splits of each data set (default: 3)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, each on one thread (default: 2)")
+    args = parser.parse_args()
+    with ProcessPoolExecutor(args.jobs) as pool:
+        runs = {name: [pool.submit(run, name, seed, args.data.resolve()) for seed in range(1, args.seeds + 1)] for name in args.only}
+        tables = list(zip(*(lines(name, [future.result() for future in futures]) for name, futures in runs.items())))
+    print(f"NDCG@{K}\n\n| | " + " | ".join((*OURS, *BASELINES)) + " |\n" + "|---" * 10 + "|")
+    print("\n".join(tables[0]))
+    header = f"| | best baseline | EASE | iALS | wide only | deep only | coverage@{K}: ours / EASE | tail: ours / EASE |"
+    print(f"\nWide & Deep against\n\n{header}\n" + "|---" * 8 + "|")
+    print("\n".join(tables[1]))
+
+
+if __name__ == "__main__":
+    main()
