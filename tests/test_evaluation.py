@@ -61,7 +61,7 @@ class KnownModel:
 
     def recommend(self, user, n=10):
         assert isinstance(user, str)
-        return pd.DataFrame({"item": range(n)})
+        return pd.DataFrame({"item": range(n), "score": 4.0, "wide": [1.0] * (n - 1) + [2.0], "deep": [3.0] * (n - 1) + [2.0]})
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,12 @@ def run(tmp_path, tmp_path_factory, monkeypatch, data):
 
 def test_metrics_json_holds_what_design_promises(run, data):
     metrics, picture = run("--bootstrap", 60, picture=True)
-    assert set(metrics) == {"dataset", "protocol", "models", "intervals", "differences", "slices", "latency_ms", "seconds"}
+    assert set(metrics) == {"dataset", "protocol", "models", "intervals", "differences", "slices", "latency_ms", "lists_memory", "seconds"}
     counted = {"users", "items", "train_rows", "validation_rows", "test_rows"}
     assert {"name", "positive_rate", "fingerprint"} | counted <= set(metrics["dataset"])
     assert {"split", "objective", "features", "k", "ranking_users", "seed"} <= set(metrics["protocol"])
     assert {"p50", "p95", "p99", "catalogue_items", "threads"} == set(metrics["latency_ms"])
+    assert metrics["lists_memory"] == pytest.approx(11 / 40)  # ten items, one of them half memory, the others a quarter
     assert list(metrics["models"]) == ["wide_deep", "popularity", "mean_bias", "item_knn", "als"]
     catalogue = {"precision", "recall", "hit_rate", "ndcg", "map", "mrr", "coverage", "gini", "novelty", "diversity"}
     for name, model in metrics["models"].items():
@@ -295,12 +296,15 @@ def test_refitted_models_meet_refitted_baselines(data):
     assert likes.sum() == len(rows)
 
 
-def test_objective_ranking_has_no_probabilities_and_rating_has_errors(run, data):
-    common = ("--bootstrap", 20, "--baselines", "popularity")
-    models = [{"best.pt": KnownModel(data[1], objective=objective)} for objective in ("ranking", "rating")]
-    ratings = [run(*common, models=each)[0]["models"]["wide_deep"]["ratings"] for each in models]
-    assert not {"logloss", "ece", "rmse", "mae"} & set(ratings[0])
-    assert {"rmse", "mae"} <= set(ratings[1]) and not {"logloss", "ece"} & set(ratings[1])
+def test_ranking_has_probabilities_and_lists_of_its_parts_and_rating_has_errors(run, data):
+    found = {}
+    for objective in ("like", "ranking", "rating"):
+        models = {name: KnownModel(data[1], objective=objective) for name in ("best.pt", "best.wide.pt")}
+        found[objective] = run("--bootstrap", 20, "--baselines", "popularity", "wide_only", models=models)[0]["models"]
+    for objective in ("like", "ranking"):
+        assert {"logloss", "ece"} <= set(found[objective]["wide_deep"]["ratings"]) and not {"rmse", "mae"} & set(found[objective]["wide_deep"]["ratings"])
+    assert {"rmse", "mae"} <= set(found["rating"]["wide_deep"]["ratings"]) and not {"logloss", "ece"} & set(found["rating"]["wide_deep"]["ratings"])
+    assert [objective for objective in found if "catalogue" in found[objective]["wide_only"]] == ["ranking"]
 
 
 def test_ablations_compare_and_the_warning(run, data, tmp_path, capsys):
