@@ -666,11 +666,10 @@ def draw(report: dict, results: dict, rows: TestRows, history: list[dict], item_
     figure = Figure(figsize=(17.5, 10.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.16, h_pad=0.16, rect=(0, 0, 1, 0.885 if "warning" in p else 0.915))
     axes = figure.subplots(2, 4).ravel()
-    labels = {f"ndcg@{k}": f"NDCG@{k} with 95 % interval; memory gives {report['lists_memory']:.0%} of our scores"}
     tasks = {"ratings.rmse": "Predicting ratings", "ratings.auc": "Telling likes from dislikes", f"catalogue.ndcg@{k}": "Choosing from the catalogue"}
-    for ax, full in ((axes[0], f"ratings.{metric}"), (axes[1], f"catalogue.ndcg@{k}")):
+    for ax, full, more in ((axes[0], f"ratings.{metric}", ""), (axes[1], f"catalogue.ndcg@{k}", f"; memory is {report['lists_memory']:.0%} of our scores")):
         limits = {model: of_model[full] for model, of_model in report["intervals"].items() if full in of_model}
-        draw_dots(ax, [ranked(report, *full.split("."))], limits, title=tasks[full], xlabel=labels.get(full.split(".")[1], f"{full.split('.')[1].upper()} with 95 % interval"))
+        draw_dots(ax, [ranked(report, *full.split("."))], limits, title=tasks[full], xlabel=f"{full.split('.')[1].upper()} with 95 % interval{more}")
     if metric == "rmse":
         errors = pd.DataFrame(report["errors"]).T[["rmse", "bias"]].rename(index=float)
         draw_lines(axes[2], errors, title="Error by true rating", xlabel="true rating", ylabel="predicted - true")
