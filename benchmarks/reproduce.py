@@ -44,7 +44,7 @@ from wide_deep_model import quality  # noqa: E402
 # ------------------------------------------------------------------------------------- our settings, one list per experiment
 MEANS = " ".join(f"{who}_{name}" for who in ("user", "item") for name in ("review_count", "avg_rating", "avg_residual"))
 IDS, AND_MEANS = "--wide user_id item_id --deep user_id item_id", f"--wide user_id item_id {MEANS} --deep user_id item_id {MEANS}"
-BEST_SMALL = [f"--objective rating --dropout 0.3 --patience 8 --epochs 60 --refit {rates}" for rates in (
+BEST_SMALL = [f"--objective rating --dropout 0.3 --patience 8 --epochs 60 {rates}" for rates in (
     "--wide-lr 0.001 --deep-lr 3e-4", f"--wide-lr 0.003 {AND_MEANS}", f"--wide-lr 0.01 {AND_MEANS}", f"--wide-lr 0.1 {IDS}")]  # 2a, 2b
 BEST_ML100K = ["--objective rating --dropout 0.5 --epochs 60 --patience 3 --refit"]  # 2c
 BEST_ML1M = ["--objective rating --dropout 0.3 --epochs 40"]  # 2d
