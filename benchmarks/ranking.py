@@ -94,25 +94,27 @@ def ease(likes: csr_matrix, rows: pd.DataFrame, penalty: float) -> Scores:
 
 
 def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float) -> Scores:
-    """Rendle et al. 2022, "Revisiting the performance of iALS": loss (1 - s)^2 of likes, alpha s^2 of all pairs, L2 that grows with the
-    number of likes (their nu = 1)."""
+    """Rendle et al. 2022, "Revisiting the performance of iALS"."""
     rng = np.random.default_rng(0)
     user, item = (rng.normal(0, 0.1 / IALS_FACTORS**0.5, (n, IALS_FACTORS)).astype(np.float32) for n in likes.shape)
-
-    def solve(matrix: csr_matrix, other: np.ndarray) -> np.ndarray:
-        gram, found = alpha * other.T @ other, np.zeros((matrix.shape[0], IALS_FACTORS), np.float32)
-        for begin in range(0, len(found), 256):
-            block = matrix[begin : begin + 256]
-            vectors = [other[block.indices[block.indptr[n] : block.indptr[n + 1]]] for n in range(block.shape[0])]
-            left = np.stack([gram + v.T @ v + penalty * (len(v) + alpha * len(other)) * np.eye(IALS_FACTORS, dtype=np.float32) for v in vectors])
-            found[begin : begin + 256] = np.linalg.solve(left, np.stack([v.sum(axis=0) for v in vectors])[..., None])[..., 0]
-        return found
-
     transposed = likes.T.tocsr()
     for _ in range(IALS_SWEEPS):
-        user = solve(likes, item)
-        item = solve(transposed, user)
+        user = ials_step(likes, item, alpha, penalty)
+        item = ials_step(transposed, user, alpha, penalty)
     return lambda users: user[users] @ item.T
+
+
+def ials_step(likes: csr_matrix, other: np.ndarray, alpha: float, penalty: float) -> np.ndarray:
+    """Vectors of the rows given those of the columns: least squares with weight 1 on 1 - score of likes, alpha on the score of every
+    pair, and an L2 penalty that grows with the number of likes (their nu = 1)."""
+    width = other.shape[1]
+    gram, found = alpha * other.T @ other, np.zeros((likes.shape[0], width), np.float32)
+    for begin in range(0, len(found), 256):
+        block = likes[begin : begin + 256]
+        vectors = [other[block.indices[block.indptr[n] : block.indptr[n + 1]]] for n in range(block.shape[0])]
+        left = np.stack([gram + v.T @ v + penalty * (len(v) + alpha * len(other)) * np.eye(width, dtype=np.float32) for v in vectors])
+        found[begin : begin + 256] = np.linalg.solve(left, np.stack([v.sum(axis=0) for v in vectors])[..., None])[..., 0]
+    return found
 
 
 MAKERS = {"popularity": popularity, "recent popularity": recent_popularity, "user-kNN": user_knn, "item-kNN": item_knn, "iALS": ials, "EASE": ease}
@@ -173,8 +175,8 @@ def run(name: str, seed: int, data: Path) -> dict:
 # ------------------------------------------------------------------------------------------------------------ the tables
 def difference(runs: list[dict], other: str) -> str:
     """Ours minus the other model in % of it, with 95 % limits over users."""
-    ours, theirs = (np.nanmean([found[model]["ndcg"] for found in runs], axis=0) for model in (OURS[0], other))
-    ours, theirs = (values[~np.isnan(ours)] for values in (ours, theirs))
+    both = np.array([[found[model]["ndcg"] for found in runs] for model in (OURS[0], other)])  # [2, seeds, users]
+    ours, theirs = np.nanmean(both[:, :, ~np.isnan(both[0]).all(axis=0)], axis=1)
     drawn = np.random.default_rng(0).integers(0, len(ours), (REPLICATES, len(ours)))
     low, high = np.quantile(ours[drawn].mean(axis=1) / theirs[drawn].mean(axis=1) - 1, [0.025, 0.975])
     return f"{ours.mean() / theirs.mean() - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
