@@ -57,7 +57,7 @@ GRIDS = {
     "iALS": list(itertools.product((0.01, 0.03, 0.1, 0.3, 1.0), (0.001, 0.004, 0.016))),  # weight of what is not liked, L2 per like
     "EASE": [(10 * 2**power,) for power in range(10)],
 }
-IALS_FACTORS, IALS_SWEEPS = 128, 12
+IALS_SIZE, IALS_TRIAL = (128, 12), (64, 5)  # factors and sweeps: of the final fit, of a trial
 Scores = Callable[[np.ndarray], np.ndarray]  # encoded users -> [users, items + 1]
 
 
@@ -93,12 +93,12 @@ def ease(likes: csr_matrix, rows: pd.DataFrame, penalty: float) -> Scores:
     return lambda users: likes[users] @ weights
 
 
-def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float) -> Scores:
+def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float, factors: int = IALS_SIZE[0], sweeps: int = IALS_SIZE[1]) -> Scores:
     """Rendle et al. 2022, "Revisiting the performance of iALS"."""
     rng = np.random.default_rng(0)
-    user, item = (rng.normal(0, 0.1 / IALS_FACTORS**0.5, (n, IALS_FACTORS)).astype(np.float32) for n in likes.shape)
+    user, item = (rng.normal(0, 0.1 / factors**0.5, (n, factors)).astype(np.float32) for n in likes.shape)
     transposed = likes.T.tocsr()
-    for _ in range(IALS_SWEEPS):
+    for _ in range(sweeps):
         user = ials_step(likes, item, alpha, penalty)
         item = ials_step(transposed, user, alpha, penalty)
     return lambda users: user[users] @ item.T
@@ -107,13 +107,17 @@ def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float) ->
 def ials_step(likes: csr_matrix, other: np.ndarray, alpha: float, penalty: float) -> np.ndarray:
     """Vectors of the rows given those of the columns: least squares with weight 1 on 1 - score of likes, alpha on the score of every
     pair, and an L2 penalty that grows with the number of likes (their nu = 1)."""
-    width = other.shape[1]
-    gram, found = alpha * other.T @ other, np.zeros((likes.shape[0], width), np.float32)
+    width, found = other.shape[1], np.zeros((likes.shape[0], other.shape[1]), np.float32)
+    gram = alpha * other.T @ other
     for begin in range(0, len(found), 256):
         block = likes[begin : begin + 256]
-        vectors = [other[block.indices[block.indptr[n] : block.indptr[n + 1]]] for n in range(block.shape[0])]
-        left = np.stack([gram + v.T @ v + penalty * (len(v) + alpha * len(other)) * np.eye(width, dtype=np.float32) for v in vectors])
-        found[begin : begin + 256] = np.linalg.solve(left, np.stack([v.sum(axis=0) for v in vectors])[..., None])[..., 0]
+        left, right = np.empty((block.shape[0], width, width), np.float32), (block @ other)[..., None]
+        for n, (first, last) in enumerate(itertools.pairwise(block.indptr)):
+            liked = other[block.indices[first:last]]
+            np.matmul(liked.T, liked, out=left[n])
+        left += gram
+        left[:, range(width), range(width)] += penalty * (np.diff(block.indptr)[:, None] + alpha * len(other))
+        found[begin : begin + 256] = torch.cholesky_solve(torch.from_numpy(right), torch.linalg.cholesky(torch.from_numpy(left)))[..., 0]
     return found
 
 
@@ -157,7 +161,8 @@ def run(name: str, seed: int, data: Path) -> dict:
         if model == "recent popularity" and ds.reviews["timestamp"].isna().any():
             continue
         grid = GRIDS[model]
-        quality = [ndcg(validation[2], MAKERS[model](*validation[:2], *setting))[0].mean() for setting in grid] if len(grid) > 1 else [0]
+        trial = IALS_TRIAL if model == "iALS" else ()
+        quality = [ndcg(validation[2], MAKERS[model](*validation[:2], *setting, *trial))[0].mean() for setting in grid] if len(grid) > 1 else [0]
         settings[model] = grid[int(np.argmax(quality))]
         scorers[model] = MAKERS[model](*test[:2], *settings[model])
     likes, task, found = test[0], test[2], {}
