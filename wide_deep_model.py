@@ -415,8 +415,8 @@ class Taste(nn.Module):
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
-    """Squared error of scoring all items outside the visible parts of histories: 1 for what was hidden, 0 for all else, for which a
-    sample of the items stands. Of the network alone, so that it learns more than corrections, and beside the pairs."""
+    """Squared error of the scores of all items outside the visible parts of histories, where 1 is right for what was hidden and 0 for all
+    else, for which a sample of the items stands: of the network alone, so that it learns more than corrections, plus beside the pairs."""
     items = np.union1d(sample, history.indices)
     target, zeros = history[:, items].toarray(), np.isin(items, sample) * (history.shape[1] / len(sample))
     importance = weight[:, None] * (1 - visible[:, items].toarray()) * np.where(target > 0, 1, zeros)
@@ -431,7 +431,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     (rounds, scale): `chosen` if given, else those with which the validation users' lists are best.
 
     The pairs that a user is trained with were fitted on the other folds of users: had they seen what is to be found, they would leave the
-    network nothing to learn. They weigh less where much of a history is hidden, so how much the network counts in the end is chosen as well."""
+    network nothing to learn. A whole history sums more pairs than a visible part, so how much the network counts in the end is chosen too."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
@@ -441,7 +441,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # updated every tenth step: 0.99 a step
     of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0})
     optimizers = [of_rows, torch.optim.Adam(taste.hidden.parameters())]
-    best_quality, best_taste, best = -1.0, taste, (0, 1.0)
+    best_quality, best_taste, setting = -1.0, taste, (0, 1.0)
     for number in range(1, 1 + (chosen[0] if chosen else ROUNDS)):
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
@@ -458,13 +458,13 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
                 mean.update_parameters(taste)
         quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
         if max(quality) > best_quality:
-            best_quality, best_taste, best = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
-        elif number - best[0] >= LIST_PATIENCE:
+            best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
+        elif number - setting[0] >= LIST_PATIENCE:
             break
     if not chosen and best_quality <= list_quality(history, pairs, held)[0]:
-        best = (1, 0.0)  # lists are best without it
-    best_taste.item.weight.data *= best[1]
-    return best_taste, best
+        setting = (1, 0.0)  # lists are best without it
+    best_taste.item.weight.data *= setting[1]
+    return best_taste, setting
 
 
 def dense(matrix: Pairs) -> np.ndarray:
