@@ -54,10 +54,10 @@ PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (1
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
 TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
-HIDDEN_SHARE, FOLDS = 0.6, 5  # of a history, to be found again; of the users, so that pairs are fitted on others
+HIDDEN_SHARE, FOLDS, OWN_LOSS = 0.7, 5, 3.0  # of a history, to be found again; of users, so that pairs are fitted on others; see list_loss
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 6  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES = (1.0, 0.5, 0.25)  # of the network beside the pairs
-USER_BLOCK, CHOICE_USERS = 256, 2_000  # users whose lists are scored at a time; validation users who choose the penalty, at most
+USER_BLOCK, CHOICE_USERS = 256, 6_000  # users whose lists are scored at a time; validation users who choose the penalty, at most
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
 FORMAT = 4  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
@@ -415,15 +415,15 @@ class Taste(nn.Module):
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
-    """Squared error of the scores of all items outside the visible parts of histories, where 1 is right for what was hidden and 0 for all
-    else, for which a sample of the items stands: of the network alone, so that it learns more than corrections, plus beside the pairs."""
+    """Squared error of scores given the visible parts of histories, where 1 is right for what was liked and 0 for all else, for which a
+    sample of the items stands. Beside the pairs, of all items not visible; OWN_LOSS times as heavy, of the network alone on all
+    items: it learns what a history says, more than corrections of the pairs, and sooner."""
     items = np.union1d(sample, history.indices)
     target, zeros = history[:, items].toarray(), np.isin(items, sample) * (history.shape[1] / len(sample))
-    importance = weight[:, None] * (1 - visible[:, items].toarray()) * np.where(target > 0, 1, zeros)
     deep = taste(visible, items)
-    parts = target, importance, dense((visible @ pairs)[:, items])
-    target, importance, wide = (torch.from_numpy(part.astype(np.float32, copy=False)).to(deep.device) for part in parts)
-    return (importance * ((deep - target) ** 2 + (wide + deep - target) ** 2)).sum()
+    parts = target, weight[:, None] * np.where(target > 0, 1, zeros), 1 - visible[:, items].toarray(), dense((visible @ pairs)[:, items])
+    target, importance, hidden, wide = (torch.from_numpy(part.astype(np.float32, copy=False)).to(deep.device) for part in parts)
+    return (importance * (OWN_LOSS * (deep - target) ** 2 + hidden * (wide + deep - target) ** 2)).sum()
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
@@ -438,7 +438,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 200)), 5, 9))  # users of a step
     taste, passes = Taste(items).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
-    mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # updated every tenth step: 0.99 a step
+    mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0})
     optimizers = [of_rows, torch.optim.Adam(taste.hidden.parameters())]
     best_quality, best_taste, setting = -1.0, taste, (0, 1.0)

@@ -210,15 +210,14 @@ def visible_part(history: csr_matrix) -> csr_matrix:
     return part
 
 
-def test_the_loss_is_the_squared_error_outside_the_visible_part():
+def test_the_loss_is_the_squared_error_of_the_network_and_of_the_sum_outside_the_visible_part():
     history, taste, weight = histories(9, 12), small_taste(13), np.linspace(1, 2, 9)
     visible, pairs = visible_part(history), RNG.standard_normal((13, 13)).astype(np.float32)
     deep, wide = by_hand(taste, visible.toarray()), visible.toarray() @ pairs
     expected = 0.0
     for user, item in itertools.product(range(9), range(13)):
-        if not visible[user, item]:
-            liked = history[user, item]
-            expected += weight[user] * ((deep[user, item] - liked) ** 2 + (deep[user, item] + wide[user, item] - liked) ** 2)
+        alone, both = deep[user, item] - history[user, item], deep[user, item] + wide[user, item] - history[user, item]
+        expected += weight[user] * (stage2.OWN_LOSS * alone**2 + (not visible[user, item]) * both**2)
     found = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(13))
     assert 0 < visible.nnz < history.nnz and found.item() == pytest.approx(expected, rel=1e-4)
     assert stage2.list_loss(taste, history, visible, csr_matrix(pairs), weight, np.arange(13)).item() == pytest.approx(expected, rel=1e-4)
