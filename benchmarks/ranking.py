@@ -1,6 +1,6 @@
 """Which of all items next: Wide & Deep lists against the strongest linear and matrix-factorisation models, on six data sets.
 
-    python benchmarks/ranking.py --data ../shared/data                                     # about an hour on 2 cores
+    python benchmarks/ranking.py --data ../shared/data                                     # some hours on 2 cores
     python benchmarks/ranking.py --data ../shared/data --only MovieLens-1M --seeds 1
 
 Per-user split, 70 % training, 10 % validation, 20 % test rows of every user, a new one for every seed. Every model, ours and each
