@@ -40,7 +40,6 @@ from tqdm import tqdm
 import amazon_preprocessing as stage1
 from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Features, InputError, Parser, fraction, load_dataset, run_script
 
-# ----------------------------------------------------------------------------------------------------------------------
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT = 0.05  # share of training rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids
 EMBEDDING_STD = 0.005
@@ -49,19 +48,17 @@ EMBEDDING_STD = 0.005
 ADAGRAD_START = 10.0
 ROW_ADAM_EPS = 10.0
 ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
-SCORE_BLOCK = 65_536  # rows scored at a time
+SCORE_BLOCK, USER_BLOCK = 65_536, 256  # rows, and users of lists, scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
 TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
-HIDDEN_SHARE, FOLDS, OWN_LOSS = 0.7, 5, 3.0  # of a history, to be found again; of users, so that pairs are fitted on others; see list_loss
-ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 6  # of fit_taste: at most; steps of one, at least; rounds without better lists
-SCALES = (1.0, 0.5, 0.25)  # of the network beside the pairs
-USER_BLOCK, CHOICE_USERS = 256, 6_000  # users whose lists are scored at a time; validation users who choose the penalty, at most
+HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
+ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
+SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT = 4  # of the checkpoint
+FORMAT = 5  # of the checkpoint
 LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -394,18 +391,19 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
 
 
 class Taste(nn.Module):
-    """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with an item's vector
-    is the score. A history that came after training is served like any other, and the catalogue is one product of matrices."""
+    """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
+    the logit of what is liked next. Like the sum of pairs, the score is an expected like: probability x likes of the history x scale."""
 
-    def __init__(self, items: int) -> None:
+    def __init__(self, popularity: np.ndarray) -> None:
         super().__init__()
-        self.liked, self.item = nn.Embedding(items, TASTE[0], sparse=True), nn.Embedding(items, TASTE[1] + 1, sparse=True)  # the last is a bias
-        self.hidden = nn.Linear(*TASTE)
-        nn.init.uniform_(self.liked.weight, -(items**-0.5), items**-0.5)
+        self.liked, self.item = (nn.Embedding(len(popularity), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
+        self.hidden, self.scale = nn.Linear(*TASTE), nn.Parameter(torch.tensor(0.3))
+        nn.init.normal_(self.liked.weight, std=0.5 * len(popularity) ** -0.5)
         nn.init.normal_(self.item.weight, std=0.01)
+        self.item.weight.data[:, -1] = torch.from_numpy(popularity).log1p()
 
-    def forward(self, history: csr_matrix, items: np.ndarray) -> Tensor:
-        """Histories [n, all items], each with the constant of column 0, and ids [m] -> scores [n, m]."""
+    def logits(self, history: csr_matrix, items: np.ndarray) -> Tensor:
+        """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]."""
         likes, device = np.diff(history.indptr), self.hidden.weight.device
         parts = history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32), items
         ids, offsets, weights, items = (torch.from_numpy(part).to(device) for part in parts)
@@ -413,41 +411,48 @@ class Taste(nn.Module):
         vectors = self.item(items)
         return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 
+    def forward(self, history: csr_matrix) -> Tensor:
+        """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
+        chance = self.logits(history, np.arange(1, history.shape[1])).softmax(1)
+        return F.pad(self.scale * torch.from_numpy(np.diff(history.indptr)).to(chance.device)[:, None] * chance, (1, 0))
+
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
-    """Squared error of scores given the visible parts of histories, where 1 is right for what was liked and 0 for all else, for which a
-    sample of the items stands. Beside the pairs, of all items not visible; OWN_LOSS times as heavy, of the network alone on all
-    items: it learns what a history says, more than corrections of the pairs, and sooner."""
-    items = np.union1d(sample, history.indices)
-    target, zeros = history[:, items].toarray(), np.isin(items, sample) * (history.shape[1] / len(sample))
-    deep = taste(visible, items)
-    parts = target, weight[:, None] * np.where(target > 0, 1, zeros), 1 - visible[:, items].toarray(), dense((visible @ pairs)[:, items])
-    target, importance, hidden, wide = (torch.from_numpy(part.astype(np.float32, copy=False)).to(deep.device) for part in parts)
-    return (importance * (OWN_LOSS * (deep - target) ** 2 + hidden * (wide + deep - target) ** 2)).sum()
+    """Given the visible parts of histories: the network's log loss for all that was liked (softmax over the catalogue, as in Mult-DAE, Liang
+    et al. 2018), and the squared error of its sum with the pairs for all that is not visible, where 1 is right for what was liked and 0
+    for all else. A sample of the items stands for those not liked, in both."""
+    items = np.union1d(sample, history.indices)[1:]  # without the constant
+    target, others = history[:, items].toarray(), np.isin(items, sample) * ((history.shape[1] - 1) / len(sample))
+    logits, likes = taste.logits(visible, items), target.sum(axis=1, keepdims=True) + 1
+    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), dense((visible @ pairs)[:, items]), weight[:, None]
+    likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
+    log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
+    error = wide + taste.scale * likes * log_chance.exp() - target
+    return (weights * (stands_for * hidden * error**2 - target * log_chance)).sum()
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, beside pairs of this penalty (None: alone). Returns it and
-    (rounds, scale): `chosen` if given, else those with which the validation users' lists are best.
-
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and
+    (rounds, scale): `chosen` if given, else those with which the validation users' lists are best, scale 0 where they are without it.
     The pairs that a user is trained with were fitted on the other folds of users: had they seen what is to be found, they would leave the
-    network nothing to learn. A whole history sums more pairs than a visible part, so how much the network counts in the end is chosen too."""
+    network nothing to learn. A whole history sums more pairs than a visible part, so a further scale is chosen too."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
-    size = 2 ** int(np.clip(round(math.log2(len(users) / 200)), 5, 9))  # users of a step
-    taste, passes = Taste(items).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 9))  # users of a step
+    taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0})
-    optimizers = [of_rows, torch.optim.Adam(taste.hidden.parameters())]
-    best_quality, best_taste, setting = -1.0, taste, (0, 1.0)
-    for number in range(1, 1 + (chosen[0] if chosen else ROUNDS)):
+    of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
+    optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
+    number, best_taste, setting, best_quality = 0, taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
+    while number < (chosen[0] if chosen else min(ROUNDS, setting[0] + LIST_PATIENCE)):
+        number += 1
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
         for step, batch in enumerate(tqdm(rng.permutation(len(batches)), desc=f"lists, round {number}", disable=None, leave=False)):
             f, part = batches[batch]
-            visible, sample = history[part], rng.choice(items, items if items <= RIDGE_ITEMS else SAMPLED, replace=False)
+            visible, sample = history[part], 1 + rng.choice(items - 1, items - 1 if items <= RIDGE_ITEMS else SAMPLED, replace=False)
             visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
             visible.eliminate_zeros()
             list_loss(taste, history[part], visible, others[f], weight[part] / weight[users].mean() / len(part), sample).backward()
@@ -459,11 +464,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
         quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
         if max(quality) > best_quality:
             best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
-        elif number - setting[0] >= LIST_PATIENCE:
-            break
-    if not chosen and best_quality <= list_quality(history, pairs, held)[0]:
-        setting = (1, 0.0)  # lists are best without it
-    best_taste.item.weight.data *= setting[1]
+    best_taste.scale.data *= setting[1]
     return best_taste, setting
 
 
@@ -476,7 +477,7 @@ def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[
     """Wide and deep part of the scores, float32 [histories, items + 1]; the unknown item, column 0, is -inf."""
     wide = dense(history @ pairs)
     wide[:, 0] = -math.inf
-    return wide, taste(history, np.arange(history.shape[1])).cpu().numpy() if taste else np.zeros_like(wide)
+    return wide, taste(history).cpu().numpy() if taste else np.zeros_like(wide)
 
 
 def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
@@ -506,14 +507,13 @@ class Run:
 
     def load_last(self) -> dict[str, list[dict]]:
         with opened(self.last, "start without --resume") as saved:
-            histories, before = saved["histories"], saved["run"]
+            histories, old = saved["histories"], saved["run"]
             stage1.require(len([*histories.values()][-1]) == saved["epoch"], "not the state of a training")
             if saved["fingerprint"] != self.ds.index["fingerprint"]:
                 raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
             for name, value in self.config.items():
-                if before.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
-                    raise InputError(f"--resume: --{name.replace('_', '-')} was {before.get(name)} and is {value}; only --epochs and --patience may "
-                                     "change, and only while the first model trains")
+                if old.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
+                    raise InputError(f"--resume: --{name.replace('_', '-')} was {old.get(name)} and is {value}; only the first model's epochs and patience may")
             return histories
 
     def execute(self) -> None:
@@ -599,8 +599,8 @@ def quality(record: dict) -> float:
 
 
 def describe(record: dict) -> str:
-    return f"epoch {record['epoch']}: " + ", ".join(
-        f"{name.replace('_', ' ')} {record[name]:.4f}" for name in ("train_loss", "validation_loss", "validation_auc", "validation_rmse") if name in record)
+    metrics = [name for name in record if name.startswith(("train_", "validation_"))]
+    return f"epoch {record['epoch']}: " + ", ".join(f"{name.replace('_', ' ')} {record[name]:.4f}" for name in metrics)
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
@@ -702,7 +702,7 @@ class Recommender:
         self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
                                                 for name, column in saved[table].items()}) for table in ("users", "items"))
         self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
-        self.model, self.taste = WideDeep(self.features, self.config), Taste(len(self.items)) if saved["lists"]["taste"] else None
+        self.model, self.taste = WideDeep(self.features, self.config), Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
@@ -762,7 +762,7 @@ class Recommender:
         what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = encode_ids(self.user_index, [user]), encode_ids(self.item_index, [item])
         found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in self.likes[user_id].indices]
-        found += [("list", "network", self.taste(self.likes[user_id], item_id).item())] if self.taste else []
+        found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
         *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
         if self.config["component"] != "deep":

@@ -1,12 +1,14 @@
 """The pairs and the network behind the lists: closed form, loss, choices on validation users, what each may know, what is served."""
 
 import itertools
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from scipy.special import log_softmax, softmax
 
 import amazon_preprocessing as stage1
 import model_evaluation as stage3
@@ -180,13 +182,13 @@ def test_a_log_without_likes_is_listed_too(monkeypatch, large):
 # --------------------------------------------------------------------------------------------------- the network beside the pairs
 def small_taste(items: int, seed: int = 0) -> stage2.Taste:
     torch.manual_seed(seed)
-    taste = stage2.Taste(items)
+    taste = stage2.Taste(np.arange(items))
     torch.nn.init.normal_(taste.item.weight, std=0.3)
     return taste
 
 
 def by_hand(taste: stage2.Taste, history: np.ndarray) -> np.ndarray:
-    """The same network from its weights, in numpy, one history after the other."""
+    """Logits of the same network from its weights, in numpy, one history after the other."""
     weights = {name: value.detach().numpy().astype(float) for name, value in taste.state_dict().items()}
     rows = []
     for row in history:
@@ -197,10 +199,24 @@ def by_hand(taste: stage2.Taste, history: np.ndarray) -> np.ndarray:
 
 
 def test_the_network_scores_pooled_histories():
+    """scale x likes x probability: the scores of a history add up to the scale times its likes, the constant one of them."""
     history, taste = histories(30, 12), small_taste(13)
+    logits = by_hand(taste, history.toarray())
     with torch.no_grad():
-        np.testing.assert_allclose(taste(history, np.arange(13)), by_hand(taste, history.toarray()), atol=1e-5)
-        np.testing.assert_allclose(taste(history, np.array([7, 2])), by_hand(taste, history.toarray())[:, [7, 2]], atol=1e-5)
+        np.testing.assert_allclose(taste.logits(history, np.array([7, 2])), logits[:, [7, 2]], atol=1e-5)
+        taste.scale.fill_(0.7)
+        found = taste(history).numpy()
+    likes = history.toarray().sum(axis=1)
+    np.testing.assert_allclose(found[:, 1:], 0.7 * likes[:, None] * softmax(logits[:, 1:], axis=1), rtol=1e-4)
+    assert (found[:, 0] == 0).all() and found.shape == (30, 13)
+    np.testing.assert_allclose(found.sum(axis=1), 0.7 * likes, rtol=1e-5)
+
+
+def test_an_untrained_network_knows_what_is_popular():
+    popularity = np.array([50, 3, 40, 0, 12, 7])
+    with torch.no_grad():
+        found = stage2.Taste(popularity)(histories(20, 5)).numpy()[:, 1:]
+    assert (found.argsort(axis=1) == popularity[1:].argsort()).all()
 
 
 def visible_part(history: csr_matrix) -> csr_matrix:
@@ -210,26 +226,38 @@ def visible_part(history: csr_matrix) -> csr_matrix:
     return part
 
 
-def test_the_loss_is_the_squared_error_of_the_network_and_of_the_sum_outside_the_visible_part():
+def test_the_loss_is_that_of_the_network_alone_and_of_its_sum_with_the_pairs():
+    """Log loss of all that was liked, squared error of the sum outside the visible part; the constant is neither liked nor listed."""
     history, taste, weight = histories(9, 12), small_taste(13), np.linspace(1, 2, 9)
     visible, pairs = visible_part(history), RNG.standard_normal((13, 13)).astype(np.float32)
-    deep, wide = by_hand(taste, visible.toarray()), visible.toarray() @ pairs
+    wide, log_chance = visible.toarray() @ pairs, log_softmax(by_hand(taste, visible.toarray())[:, 1:], axis=1)
     expected = 0.0
-    for user, item in itertools.product(range(9), range(13)):
-        alone, both = deep[user, item] - history[user, item], deep[user, item] + wide[user, item] - history[user, item]
-        expected += weight[user] * (stage2.OWN_LOSS * alone**2 + (not visible[user, item]) * both**2)
-    found = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(13))
+    for user, item in itertools.product(range(9), range(1, 13)):
+        liked, chance = history[user, item], log_chance[user, item - 1]
+        error = wide[user, item] + taste.scale.item() * history[user].sum() * np.exp(chance) - liked
+        expected += weight[user] * ((not visible[user, item]) * error**2 - liked * chance)
+    found = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(1, 13))
     assert 0 < visible.nnz < history.nnz and found.item() == pytest.approx(expected, rel=1e-4)
-    assert stage2.list_loss(taste, history, visible, csr_matrix(pairs), weight, np.arange(13)).item() == pytest.approx(expected, rel=1e-4)
+    assert stage2.list_loss(taste, history, visible, csr_matrix(pairs), weight, np.arange(1, 13)).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_sample_of_the_zeros_stands_for_all_of_them():
-    """The mean over all samples of two items is the loss over all items."""
+def test_a_sample_of_the_items_stands_for_all_not_liked():
+    """Of a network whose probabilities are equal the loss is, in the mean over all samples of two items, that over all items."""
     history, taste, weight = histories(9, 6), small_taste(7), np.ones(9)
     visible, pairs = visible_part(history), RNG.standard_normal((7, 7)).astype(np.float32)
+    liked = history.toarray()[:, 1:] > 0
     with torch.no_grad():
-        drawn = [stage2.list_loss(taste, history, visible, pairs, weight, np.array(s)).item() for s in itertools.combinations(range(7), 2)]
-        assert np.mean(drawn) == pytest.approx(stage2.list_loss(taste, history, visible, pairs, weight, np.arange(7)).item(), rel=1e-4)
+        taste.item.weight.zero_()
+        samples = [np.array(sample) for sample in itertools.combinations(range(1, 7), 2)]
+        drawn = [stage2.list_loss(taste, history, visible, pairs, weight, sample).item() for sample in samples]
+        taste.scale.zero_()  # leaves the log loss and the error of the pairs, which is linear in what stands for what
+        linear = [stage2.list_loss(taste, history, visible, pairs, weight, sample).item() for sample in samples]
+        whole = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(1, 7)).item()
+    likes = liked.sum(axis=1)
+    total = [likes + [3 * (~liked[user, np.array(sample) - 1]).sum() for user in range(9)] for sample in samples]  # what the softmax sums
+    assert np.mean(total, axis=0) == pytest.approx(np.full(9, 6))
+    log_losses = [(likes * np.log(of_sample)).sum() for of_sample in total]
+    assert np.mean(np.array(linear) - log_losses) == pytest.approx(whole - (likes * np.log(6)).sum(), rel=1e-4)
     assert np.std(drawn) > 0.1
 
 
@@ -258,17 +286,15 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     history = csr_matrix(np.r_[history.toarray()[np.sort(first)]])
     monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
     monkeypatch.setattr(stage2, "list_loss", check)
+    monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
     stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True), history, (1, 1.0), taste_args())
     assert seen == distinct
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_the_network_learns_what_pairs_cannot_say(monkeypatch, large):
-    """Who likes exactly one of items 1 and 2 likes item 4, who likes both or none likes item 3: no sum over pairs tells it."""
-    if large:
-        monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
-        monkeypatch.setattr(stage2, "SAMPLED", 4)
-    for name, value in {"HIDDEN_SHARE": 0.3, "TASTE": (64, 32)}.items():
+def test_the_network_learns_what_pairs_cannot_say(monkeypatch):
+    """Who likes exactly one of items 1 and 2 likes item 4, who likes both or none likes item 3: no sum over pairs tells it. A sample of
+    the items is all that it learns from."""
+    for name, value in {"HIDDEN_SHARE": 0.3, "TASTE": (64, 32), "TASTE_DECAY": 0.0, "RIDGE_ITEMS": 5, "SAMPLED": 4}.items():
         monkeypatch.setattr(stage2, name, value)
     rng = np.random.default_rng(0)
 
@@ -278,37 +304,37 @@ def test_the_network_learns_what_pairs_cannot_say(monkeypatch, large):
         return csr_matrix(dense.astype(np.float32))
 
     history, asked = log(3000, True), log(400, False)
-    pairs = stage2.fit_pairs(history, 10.0, True).astype(np.float32)
-    pairs = csr_matrix(pairs) if large else pairs
+    pairs = stage2.fit_pairs(history, 10.0, True)
     one, two = asked.toarray()[:, 1:3].T > 0
     expected = np.where(one == two, 3, 4)
     both = stage2.fit_taste(history, pairs, (10.0, True), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
     of_pairs, of_both = (scores(asked, pairs, taste)[:, 3:5].argmax(axis=1) + 3 == expected for taste in (None, both))
-    assert of_pairs.mean() < 0.8 and of_both.mean() > 0.95
+    assert of_pairs.mean() < 0.6 and of_both.mean() > 0.8
 
 
 def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
-    history, held, told = histories(60, 12), histories(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 9])
+    history, held, told = histories(60, 12), histories(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 12])
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True), [0.35], [], stage2.list_quality
+    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True), [0.25], [], stage2.list_quality
 
     def measured(history, pairs, held, taste=None, scales=(1.0,)):
         if taste is None:
             return np.array(alone)
         assert len(quality(history, pairs, held, taste, scales)) == len(scales) == 3
-        states.append(taste.item.weight.detach().clone())
+        states.append(deepcopy(taste.state_dict()))
         return np.array(next(told))
 
     monkeypatch.setattr(stage2, "list_quality", measured)
     taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
     assert chosen == (2, 0.25) and len(states) == 2 + stage2.LIST_PATIENCE  # an equal value is no gain
-    torch.testing.assert_close(taste.item.weight.data, 0.25 * states[1])
+    assert taste.scale.item() == pytest.approx(0.25 * states[1]["scale"].item())
+    torch.testing.assert_close(taste.item.weight.data, states[1]["item.weight"])
     again, kept = stage2.fit_taste(history, pairs, (10.0, True), held, chosen, taste_args())
     assert kept == chosen and len(states) == 2 + stage2.LIST_PATIENCE  # looks at no validation user
-    torch.testing.assert_close(again.item.weight.data, taste.item.weight.data)
-    told, alone = iter([[0.1, 0.3, 0.2], *[[0.0] * 3] * 9]), [0.3]
+    torch.testing.assert_close(again.state_dict(), taste.state_dict())
+    told, alone = iter([[0.1, 0.3, 0.2], *[[0.0] * 3] * 12]), [0.3]
     taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
-    assert chosen[1] == 0 and not taste.item.weight.any()
+    assert chosen[1] == 0 and taste.scale.item() == 0  # lists are as good without it
 
 
 def test_the_ranking_objective_saves_and_serves_both_parts(shop, tmp_path, monkeypatch):
