@@ -513,7 +513,7 @@ class Run:
                 raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
             for name, value in self.config.items():
                 if old.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
-                    raise InputError(f"--resume: --{name.replace('_', '-')} was {old.get(name)} and is {value}; only the first model's epochs and patience may")
+                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
             return histories
 
     def execute(self) -> None:
