@@ -8,8 +8,8 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = sum over the items j that u liked of pair[j, i] + taste(history of u) . item[i]: which of all items comes next;
-                       the first is wide (fit_pairs), the second deep (fit_taste, with --objective ranking)
+    list score(u, i) = sum over the n items j that u liked of pair[j, i] + scale n softmax(taste(history of u) . items)[i]: which of all
+                       items comes next; the first is wide (fit_pairs), the second deep (fit_taste, with --objective ranking)
 
 In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
