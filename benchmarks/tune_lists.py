@@ -1,6 +1,6 @@
 """Constants of the lists, tuned on validation rows with a fixed budget: random search, the present constants as the first trial.
 
-    python benchmarks/tune_lists.py --data ../shared/data                # 12 trials on three data sets -> benchmarks/tune_lists.csv
+    python benchmarks/tune_lists.py --data ../shared/data                # 8 trials on three data sets -> benchmarks/tune_lists.csv
 
 One set of constants serves all data sets. A trial draws each constant at random from SPACE and fits pairs and network (--objective
 ranking) on the training rows of every data set, split 1 of ranking.py; what counts is NDCG@10 of the validation users, as a ratio to
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("--only", nargs="+", choices=SETS, default=SMALL, metavar="NAME", help=f"of {', '.join(SETS)}")
-    parser.add_argument("--budget", type=int, default=12, metavar="N", help="trials (default: 12)")
+    parser.add_argument("--budget", type=int, default=8, metavar="N", help="trials (default: 8)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "tune_lists.csv", metavar="FILE")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
