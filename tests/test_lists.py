@@ -242,23 +242,19 @@ def test_the_loss_is_that_of_the_network_alone_and_of_its_sum_with_the_pairs():
 
 
 def test_a_sample_of_the_items_stands_for_all_not_liked():
-    """Of a network whose probabilities are equal the loss is, in the mean over all samples of two items, that over all items."""
-    history, taste, weight = histories(9, 6), small_taste(7), np.ones(9)
+    """Of six items two are drawn: an item not liked counts three times if drawn, else not at all, in the softmax as in the squared error."""
+    history, taste, weight = histories(9, 6), small_taste(7), np.linspace(1, 2, 9)
     visible, pairs = visible_part(history), RNG.standard_normal((7, 7)).astype(np.float32)
-    liked = history.toarray()[:, 1:] > 0
-    with torch.no_grad():
-        taste.item.weight.zero_()
-        samples = [np.array(sample) for sample in itertools.combinations(range(1, 7), 2)]
-        drawn = [stage2.list_loss(taste, history, visible, pairs, weight, sample).item() for sample in samples]
-        taste.scale.zero_()  # leaves the log loss and the error of the pairs, which is linear in what stands for what
-        linear = [stage2.list_loss(taste, history, visible, pairs, weight, sample).item() for sample in samples]
-        whole = stage2.list_loss(taste, history, visible, pairs, weight, np.arange(1, 7)).item()
-    likes = liked.sum(axis=1)
-    total = [likes + [3 * (~liked[user, np.array(sample) - 1]).sum() for user in range(9)] for sample in samples]  # what the softmax sums
-    assert np.mean(total, axis=0) == pytest.approx(np.full(9, 6))
-    log_losses = [(likes * np.log(of_sample)).sum() for of_sample in total]
-    assert np.mean(np.array(linear) - log_losses) == pytest.approx(whole - (likes * np.log(6)).sum(), rel=1e-4)
-    assert np.std(drawn) > 0.1
+    logits, wide, liked = by_hand(taste, visible.toarray())[:, 1:], (visible.toarray() @ pairs)[:, 1:], history.toarray()[:, 1:]
+    counted = []
+    for sample in itertools.combinations(range(1, 7), 2):
+        stands_for = np.where(liked > 0, 1, 3 * np.isin(np.arange(1, 7), sample))
+        log_chance = logits - np.log((stands_for * np.exp(logits)).sum(axis=1, keepdims=True))
+        error = wide + taste.scale.item() * (liked.sum(axis=1, keepdims=True) + 1) * np.exp(log_chance) - liked
+        expected = (weight[:, None] * (stands_for * (1 - visible.toarray()[:, 1:]) * error**2 - liked * log_chance)).sum()
+        assert stage2.list_loss(taste, history, visible, pairs, weight, np.array(sample)).item() == pytest.approx(expected, rel=1e-4)
+        counted.append(stands_for)
+    np.testing.assert_allclose(np.mean(counted, axis=0), 1)
 
 
 def taste_args(**changes) -> stage2.Namespace:
@@ -266,7 +262,7 @@ def taste_args(**changes) -> stage2.Namespace:
 
 
 def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
-    history, known, seen = histories(60, 10), {}, set()
+    history, known, seen, shares = histories(60, 10), {}, set(), []
     fit, loss = stage2.fit_pairs, stage2.list_loss
 
     def fit_and_remember(part, *penalty):
@@ -279,6 +275,7 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
         assert rows and not rows & known[id(pairs)][1]
         assert (visible.toarray() <= part.toarray()).all() and (visible.toarray()[:, 0] == 1).all()
         seen.update(rows)
+        shares.append((visible.nnz - visible.shape[0]) / (part.nnz - part.shape[0]))
         return loss(taste, part, visible, pairs, *rest)
 
     distinct = {row.tobytes() for row in history.toarray() if row.sum() > 1}
@@ -288,7 +285,7 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     monkeypatch.setattr(stage2, "list_loss", check)
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
     stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True), history, (1, 1.0), taste_args())
-    assert seen == distinct
+    assert seen == distinct and abs(1 - np.mean(shares) - stage2.HIDDEN_SHARE) < 0.1
 
 
 def test_the_network_learns_what_pairs_cannot_say(monkeypatch):
