@@ -10,8 +10,6 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
     list score(u, i) = sum over the n items j that u liked of pair[j, i] + scale n softmax(taste(history of u) . items)[i]: which of all
                        items comes next; the first is wide (fit_pairs), the second deep (fit_taste, with --objective ranking)
-
-In Python: load_model("best_wide_deep_model.pt").recommend("A2IBPI20UZIR0U", n=10)
 """
 
 import io
@@ -48,7 +46,7 @@ EMBEDDING_STD = 0.005
 ADAGRAD_START = 10.0
 ROW_ADAM_EPS = 10.0
 ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
-SCORE_BLOCK, USER_BLOCK = 65_536, 256  # rows, and users of lists, scored at a time
+SCORE_BLOCK, USER_BLOCK = 16_384, 256  # rows, and users of lists, scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
@@ -146,9 +144,7 @@ class WideDeep(nn.Module):
         first numeric columns, the deep part the last."""
         memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
         if self.component != "deep":
-            memory = memory + self.wide(wide + self.wide_offsets).sum((1, 2))  # of [n, W, 1]
-            if self.wide_numeric:
-                memory = memory + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
+            memory = memory + self.wide(wide + self.wide_offsets).sum((1, 2)) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)  # of [n, W, 1]
         if self.component != "wide":
             embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
             generalisation = self.mlp(torch.cat([embeddings.flatten(1), numeric[:, numeric.shape[1] - self.numeric :]], 1)).squeeze(1)
@@ -256,20 +252,19 @@ class Training:
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers = make_optimizers(self.model, args)
+        self.parts = [self.model, *([self.mean] if self.mean else []), *self.optimizers]
         self.start = {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
     def state_dict(self) -> dict:
-        return {"model": self.model.state_dict(), "mean": self.mean and self.mean.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None, "start": self.start}
+        return {"parts": [part.state_dict() for part in self.parts], "rng": torch.get_rng_state(), "start": self.start,
+                "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None}
 
     def load_state_dict(self, state: dict) -> None:
-        for part, saved in zip([self.model, *self.optimizers], [state["model"], *state["optimizers"]], strict=True):
+        for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        if self.mean:
-            self.mean.load_state_dict(state["mean"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
@@ -352,7 +347,7 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
             new, before = np.arange(features.size(name)), position.get(name)
             if name not in codes:
                 new, before = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)
-            table[start + torch.from_numpy(new).long()] = state[part][old_start + torch.from_numpy(before).long()]
+            table[start + torch.tensor(new, dtype=torch.long)] = state[part][old_start + torch.tensor(before, dtype=torch.long)]
             start, old_start = start + features.size(name), old_start + old.features.size(name)
         state[part] = table
     model.load_state_dict(state)
@@ -383,8 +378,9 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
     norm, columns = np.sqrt(np.maximum(gram.diagonal(), 1)), []
     for item in tqdm(range(len(norm)), desc="pairs of items", disable=None, leave=False):
         others, products = (part[gram.indptr[item] : gram.indptr[item + 1]] for part in (gram.indices, gram.data))
-        others = np.setdiff1d(others[np.argsort(-products / norm[others] * (others != item), kind="stable")[:NEIGHBOURS]], item)
-        weights = np.linalg.solve(gram[others][:, others].toarray() + np.diag(held_back[others]), gram[others, item].toarray().ravel())
+        nearest = np.argsort(np.where(others == item, np.inf, -products / norm[others]), kind="stable")[: min(NEIGHBOURS, len(others) - 1)]
+        others, products = others[nearest], products[nearest]
+        weights = np.linalg.solve(gram[others][:, others].toarray() + np.diag(held_back[others]), products)
         columns.append((np.append(others, item), np.append(weights, -1)))
     items, values = (np.concatenate(part) for part in zip(*columns))
     return csr_matrix((values.astype(np.float32), (items, np.repeat(np.arange(len(norm)), [len(c[0]) for c in columns]))), gram.shape)
@@ -424,7 +420,8 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
     items = np.union1d(sample, history.indices)[1:]  # without the constant
     target, others = history[:, items].toarray(), np.isin(items, sample) * ((history.shape[1] - 1) / len(sample))
     logits, likes = taste.logits(visible, items), target.sum(axis=1, keepdims=True) + 1
-    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), dense((visible @ pairs)[:, items]), weight[:, None]
+    wide = (visible @ pairs[:, items]).toarray() if issparse(pairs) else (visible @ pairs)[:, items]
+    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), wide, weight[:, None]
     likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
     log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
     error = wide + taste.scale * likes * log_chance.exp() - target
@@ -439,15 +436,16 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
+    others = [part.tocsc() if issparse(part) else part for part in others]  # a step reads columns
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
-    size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 9))  # users of a step
+    size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
     number, best_taste, setting, best_quality = 0, taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
     while number < (chosen[0] if chosen else min(ROUNDS, setting[0] + LIST_PATIENCE)):
-        number += 1
+        number, begin = number + 1, time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
         for step, batch in enumerate(tqdm(rng.permutation(len(batches)), desc=f"lists, round {number}", disable=None, leave=False)):
@@ -461,21 +459,20 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
                 optimizer.zero_grad()
             if step % 10 == 0:
                 mean.update_parameters(taste)
+        speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
         quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
+        print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {max(quality):.4f}"), flush=True)
         if max(quality) > best_quality:
             best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
     best_taste.scale.data *= setting[1]
     return best_taste, setting
 
 
-def dense(matrix: Pairs) -> np.ndarray:
-    return matrix.toarray() if issparse(matrix) else matrix
-
-
 @torch.inference_mode()
 def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[np.ndarray, np.ndarray]:
     """Wide and deep part of the scores, float32 [histories, items + 1]; the unknown item, column 0, is -inf."""
-    wide = dense(history @ pairs)
+    wide = history @ pairs
+    wide = wide.toarray() if issparse(wide) else wide
     wide[:, 0] = -math.inf
     return wide, taste(history).cpu().numpy() if taste else np.zeros_like(wide)
 
@@ -735,7 +732,7 @@ class Recommender:
         if len(user_ids) != len(item_ids):
             raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
         logit = self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))
-        return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else 1 / (1 + np.exp(-logit))
+        return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
         """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that

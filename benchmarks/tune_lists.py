@@ -50,7 +50,7 @@ def trial(constants: dict, folder: Path) -> float:
     args = stage2.parse_args(["--objective", "ranking", "--seed", "1", "--device", "cpu"])
     with contextlib.redirect_stdout(io.StringIO()) as told:
         stage2.Run(args, load_dataset(folder)).fit_lists("wide-deep", False)
-    return float(re.search(r"validation NDCG@10 ([\d.]+)", told.getvalue())[1])
+    return float(re.findall(r"lists: .* validation NDCG@10 ([\d.]+)", told.getvalue())[0])
 
 
 def main() -> None:

@@ -530,9 +530,9 @@ def test_checkpoints_whose_parts_do_not_fit(made, tmp_path, damage):
     no_model(tmp_path / "best.pt")
 
 
-@pytest.mark.parametrize("path", [("training",), ("run",), ("histories",), ("training", "model"), ("epoch",),
-    ("training", "rng"),
-                                  ("training", "optimizers"), ("fingerprint",), ("histories", "wide-deep")], ids=str)
+@pytest.mark.parametrize("path", [("training",), ("run",), ("histories",), ("epoch",),
+    ("training", "rng"), ("training", "parts"),
+                                  ("fingerprint",), ("histories", "wide-deep")], ids=str)
 def test_a_damaged_last_state_is_not_resumed(copy, path):
     saved = torch.load(copy / stage2.LAST, weights_only=True)
     before = (copy / "best.pt").read_bytes()
