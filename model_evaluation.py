@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script, with_validation
-from wide_deep_model import ablation_path, auc, interactions, load_model
+from wide_deep_model import auc, interactions, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "global_mean", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
@@ -706,7 +706,7 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 def load_models(args: Namespace, ds: Dataset) -> dict[str, object]:
     """wide_deep, and those ablations that are asked for and lie beside it, all trained on this data set."""
-    paths, models = {"wide_deep": args.checkpoint} | {f"{part}_only": ablation_path(args.checkpoint, part) for part in ("wide", "deep")}, {}
+    paths, models = {"wide_deep": args.checkpoint} | {f"{part}_only": args.checkpoint.with_suffix(f".{part}.pt") for part in ("wide", "deep")}, {}
     for name in (name for name in paths if name == "wide_deep" or (name in args.baselines and paths[name].exists())):
         models[name] = load_model(paths[name], device=args.device)
         if models[name].fingerprint != ds.index["fingerprint"]:

@@ -55,8 +55,7 @@ HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found aga
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT = 5  # of the checkpoint
-LAST, HISTORY = "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 5, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -102,8 +101,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     if args.checkpoint.name in (LAST, HISTORY):
         parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
     args.device = choose_device(args.device)
-    if args.precision == "auto":
-        args.precision = "bfloat16" if args.device == "cuda" else "float32"
+    args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" else "float32")
     return args
 
 
@@ -218,8 +216,7 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
     wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
     found = [] if model.component == "deep" else [optimizer(*wide, [model.wide.weight], True)]
-    if model.component != "deep" and model.wide_numeric:
-        found.append(optimizer(*wide, [model.linear], False))
+    found += [optimizer(*wide, [model.linear], False)] if found and model.wide_numeric else []
     if model.component == "wide":
         return [*found, optimizer(args.wide_optimizer.replace("ftrl", "adagrad"), args.wide_lr, [model.bias], False)]  # the bias is not shrunk
     return [*found, optimizer(*deep, [model.embedding.weight], True), optimizer(*deep, [model.bias, *model.mlp.parameters()], False)]
@@ -241,10 +238,9 @@ class Rows(TensorDataset):
 
 
 class Training:
-    """One model on its way: all that --resume must restore to give the very same weights."""
+    """One model on its way: all that --resume must restore. Its bias starts at the targets' mean; else the weights of ids would learn it."""
 
     def __init__(self, args: Namespace, config: dict, features: Features, mean: float) -> None:
-        """mean: of the training rows' targets. The bias starts there; else the weights of ids learn it in its stead."""
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
         self.args, self.model = args, WideDeep(features, config).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
@@ -398,18 +394,18 @@ class Taste(nn.Module):
         nn.init.normal_(self.item.weight, std=0.01)
         self.item.weight.data[:, -1] = torch.from_numpy(popularity).log1p()
 
-    def logits(self, history: csr_matrix, items: np.ndarray) -> Tensor:
-        """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]."""
+    def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
+        """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
         likes, device = np.diff(history.indptr), self.hidden.weight.device
-        parts = history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32), items
-        ids, offsets, weights, items = (torch.from_numpy(part).to(device) for part in parts)
+        parts = history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32)
+        ids, offsets, weights = (torch.from_numpy(part).to(device) for part in parts)
         pooled = F.embedding_bag(ids, self.liked.weight, offsets, mode="sum", per_sample_weights=weights, sparse=True)
-        vectors = self.item(items)
+        vectors = self.item.weight[1:] if items is None else self.item(torch.from_numpy(items).to(device))
         return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 
     def forward(self, history: csr_matrix) -> Tensor:
         """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
-        chance = self.logits(history, np.arange(1, history.shape[1])).softmax(1)
+        chance = self.logits(history).softmax(1)
         return F.pad(self.scale * torch.from_numpy(np.diff(history.indptr)).to(chance.device)[:, None] * chance, (1, 0))
 
 
@@ -448,8 +444,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
         number, begin = number + 1, time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
-        for step, batch in enumerate(tqdm(rng.permutation(len(batches)), desc=f"lists, round {number}", disable=None, leave=False)):
-            f, part = batches[batch]
+        shuffled = [batches[n] for n in rng.permutation(len(batches))]
+        for step, (f, part) in enumerate(tqdm(shuffled, desc=f"lists, round {number}", disable=None, leave=False)):
             visible, sample = history[part], 1 + rng.choice(items - 1, items - 1 if items <= RIDGE_ITEMS else SAMPLED, replace=False)
             visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
             visible.eliminate_zeros()
@@ -516,7 +512,7 @@ class Run:
     def execute(self) -> None:
         components = [self.args.component, "wide", "deep"] if self.args.ablations else [self.args.component]
         for number, component in enumerate(dict.fromkeys(components)):
-            path = ablation_path(self.args.checkpoint, component) if number else self.args.checkpoint
+            path = self.args.checkpoint.with_suffix(f".{component}.pt") if number else self.args.checkpoint
             for refit in (False, True) if self.args.refit else (False,):
                 name = f"{component} refit" if refit else component
                 if name not in self.resumed[:-1]:
@@ -683,11 +679,6 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
         return Recommender(saved, device)
 
 
-def ablation_path(best: Path, part: str) -> Path:
-    """Where --ablations puts the model that has this part only."""
-    return best.with_suffix(f".{part}.pt")
-
-
 # ------------------------------------------------------------------------------------------------------------- serving
 class Recommender:
     """A trained model with all it needs to answer by raw id. `config`, `history` (training_history.json's epochs), `fingerprint`
@@ -704,13 +695,12 @@ class Recommender:
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
         self.model.to(device).eval()
-        for who, table in self.features.tables.items():
-            for name in self.features.vocabularies["categories"][who]:  # else a wrong code would be looked up in a neighbour's rows
-                stage1.require(table[name].between(0, self.features.size(name) - 1).all(), f"{name} codes out of range")
-        stage1.require("title" in self.items, "no titles")
-        shape = len(self.users), len(self.items)
-        self.seen, self.likes = unpack_matrix(saved["seen"], shape), unpack_matrix(saved["lists"]["likes"], shape)
-        self.pairs = unpack_matrix(saved["lists"]["pairs"], (shape[1], shape[1]))
+        coded = ((name, table[name]) for who, table in self.features.tables.items() for name in self.features.vocabularies["categories"][who])
+        whole = all(codes.between(0, self.features.size(name) - 1).all() for name, codes in coded)  # a wrong code would find a neighbour's row
+        stage1.require(whole and "title" in self.items, "codes out of range, or no titles")
+        users, items = len(self.users), len(self.items)
+        self.seen, self.likes = (unpack_matrix(matrix, (users, items)) for matrix in (saved["seen"], saved["lists"]["likes"]))
+        self.pairs = unpack_matrix(saved["lists"]["pairs"], (items, items))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
@@ -766,6 +756,19 @@ class Recommender:
             weights = self.model.wide(inputs[0] + self.model.wide_offsets)[0, :, 0], inputs[2][0, : self.model.wide_numeric] * self.model.linear[:, 0]
             found += [("wide", *named) for named in zip(self.features.wide + self.features.wide_numeric, torch.cat(weights).tolist())]
         return pd.DataFrame(found, columns=["of", "feature", "contribution"]).sort_values("contribution", key=abs, ascending=False, ignore_index=True)
+
+    def recommend_all(self, path: str | Path, n: int = 10) -> None:
+        """Write the n best items of every user, but for those of their history, as parquet: user, rank, item, score."""
+        found, users = [], np.arange(1, len(self.users))
+        for part in tqdm(np.array_split(users, len(users) // USER_BLOCK + 1), desc="lists of all users", unit=" blocks", disable=None, leave=False):
+            score = self.score_catalogue(part)
+            score[self.seen[part].nonzero()] = -math.inf
+            lists = [best(of_user, n) for of_user in score]
+            user, item = np.repeat(part, [len(ids) for ids in lists]), np.concatenate(lists)
+            found.append(pd.DataFrame({"user": user, "item": item, "score": score[user - part[0], item]}))
+        frame = pd.concat(found).assign(rank=lambda rows: rows.groupby("user").cumcount() + 1)
+        frame = frame.assign(user=self.users["user"].to_numpy()[frame["user"]], item=self.items["item"].to_numpy()[frame["item"]])
+        stage1.replace_files({Path(path): lambda to: frame[["user", "rank", "item", "score"]].to_parquet(to, index=False)})
 
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import model_evaluation as stage3  # noqa: E402
 from amazon_preprocessing import Dataset, load_dataset  # noqa: E402
-from wide_deep_model import ablation_path, interactions, load_model  # noqa: E402
+from wide_deep_model import interactions, load_model  # noqa: E402
 
 SETS = {
     "MovieLens-1M": "--dataset movielens --input {data}/ml-1m --drop-rating 1 2 3 --min-core 10",
@@ -153,7 +153,7 @@ def run(name: str, seed: int, data: Path) -> dict:
         script("wide_deep_model.py", "--objective ranking --refit --ablations --epochs 1")  # one epoch: only the lists are looked at
         seconds, path = time.perf_counter() - begin, Path(folder) / "best_wide_deep_model.pt"
         ds = load_dataset(Path(folder) / "processed_data")
-        paths = (path, ablation_path(path, "wide"), ablation_path(path, "deep"))
+        paths = (path, *(path.with_suffix(f".{part}.pt") for part in ("wide", "deep")))
         scorers = {model: load_model(path, "cpu").score_catalogue for model, path in zip(OURS, paths)}
     validation, test = prepare(ds, ["train"], "validation"), prepare(ds, ["train", "validation"], "test")
     settings = {}

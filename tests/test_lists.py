@@ -140,6 +140,21 @@ def test_a_history_at_call_time_is_worth_as_much_as_a_users_own(shop, tmp_path):
     assert model.recommend(history=[], n=5).equals(model.recommend("nobody", n=5)) and model.recommend(history=["unheard of"], n=5).equals(model.recommend(n=5))
 
 
+def test_lists_of_all_users_are_those_of_each(shop, tmp_path, monkeypatch):
+    """One by one and block by block; a small catalogue ends before 40 items."""
+    folder, ds = shop
+    model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "1"), "cpu")
+    monkeypatch.setattr(stage2, "USER_BLOCK", 50)
+    for n in (3, len(ds.items)):
+        model.recommend_all(tmp_path / "lists.parquet", n)
+        found = dict(iter(pd.read_parquet(tmp_path / "lists.parquet").groupby("user", sort=False)))
+        assert [*found] == ds.users["user"][1:].tolist()
+        for user in [*found][::17]:
+            expected = model.recommend(user, n)
+            assert found[user]["item"].tolist() == expected["item"].tolist() and found[user]["rank"].tolist() == expected["rank"].tolist()
+            np.testing.assert_allclose(found[user]["score"], expected["score"], atol=1e-6)
+
+
 def test_lists_find_what_goes_together():
     """Items 2k - 1 and 2k are liked by the same users: who liked one gets the other first, whatever else is popular."""
     rng = np.random.default_rng(0)
@@ -342,7 +357,7 @@ def test_the_ranking_objective_saves_and_serves_both_parts(shop, tmp_path, monke
     models = {}
     for name, more in (("plain", []), ("refit", ["--refit"])):
         path = run(tmp_path / name, folder / "processed_data", *flags, *more)
-        models |= {(name, part): stage2.load_model(path if part == "both" else stage2.ablation_path(path, part), "cpu") for part in ("both", "wide", "deep")}
+        models |= {(name, part): stage2.load_model(path if part == "both" else path.with_suffix(f".{part}.pt"), "cpu") for part in ("both", "wide", "deep")}
     for (name, part), model in models.items():
         chosen = torch.load(tmp_path / name / model.config["checkpoint"], weights_only=True)["lists"]["chosen"]
         assert (model.taste is None) == (part == "wide" or chosen[1] == 0) and (abs(model.pairs).sum() == 0) == (part == "deep")
