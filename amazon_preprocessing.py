@@ -2,7 +2,6 @@
 
     python amazon_preprocessing.py                                                     # the built-in demo log
     python amazon_preprocessing.py --dataset amazon-reviews --input reviews_Electronics_5.json.gz
-    python amazon_preprocessing.py --dataset movielens --input ml-1m --split random
 
 Reads   the files named by --input and --metadata, one line per review, rating or product.
 Writes  processed_data/: processed_reviews.parquet, users.parquet, items.parquet, vocabularies.pkl,
@@ -42,13 +41,8 @@ PAIR_STATE = ("user_category_review_count", "user_category_avg_residual")  # of 
 RECENCY = ("user_days_since_last", "item_days_since_last", "item_age_days")
 NUMERIC = (*(f"user_{s}" for s in STATE), *(f"item_{s}" for s in STATE), *PAIR_STATE, *RECENCY)  # beside the data set's own attributes
 OWN_TEXT = ("review_length", "word_count")  # of the row itself: exist only after the purchase, as-published only
-CROSSES = {
-    "cross_user_item": ("user_id", "item_id"),
-    "cross_user_period": ("user_id", "period"),
-    "cross_item_period": ("item_id", "period"),
-    "cross_user_category": ("user_id", "category"),
-    "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket"),
-}
+CROSSES = {"cross_user_item": ("user_id", "item_id"), "cross_user_period": ("user_id", "period"), "cross_item_period": ("item_id", "period"),
+           "cross_user_category": ("user_id", "category"), "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket")}  # fmt: skip
 TEXTS = ("title", "category", "brand")  # of the items, in every data set
 MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
 EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
@@ -117,8 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    if args.dataset is None:
-        args.dataset = "csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo"
+    args.dataset = args.dataset or ("csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo")
     for wrong, message in (
         (args.download and args.input, "--download and --input exclude each other"),
         ((args.dataset == "demo") == bool(args.input or args.download), "--dataset demo writes its own --input; every other --dataset needs one"),
@@ -147,22 +140,27 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
     return keep
 
 
-def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows after de-duplication and k-core, in the order (time, user, item), and the duplicates: of a user-item pair the latest
-    row stays; a row of the user's own test or validation file wins."""
-    rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()]
-    repeated = rows[[USER, ITEM, "given", TIMESTAMP]].sort_values(["given", TIMESTAMP]).duplicated([USER, ITEM], keep="last").sort_index()
+def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.Index], pd.DataFrame]:
+    """Encoded rows after de-duplication and k-core, in the order (time, user, item), the raw ids by encoded id, and the duplicates: of a
+    user-item pair the latest row stays; a row of the user's own test or validation file wins."""
+    rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()] if args.drop_rating else rows
+    user, item = (rows[name].cat.codes.to_numpy() for name in (USER, ITEM))
+    pair = user.astype(np.int64) * (item.max(initial=0) + 1) + item
+    order, repeated = np.lexsort((rows[TIMESTAMP], rows["given"], pair)), np.zeros(len(rows), bool)
+    repeated[order[:-1]] = pair[order[1:]] == pair[order[:-1]]
     duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
-    rows = rows[~repeated]
-    before, passes = len(rows), None if args.core_passes == "until-stable" else int(args.core_passes)
-    rows = rows[k_core(rows[USER].cat.codes.to_numpy(), rows[ITEM].cat.codes.to_numpy(), args.min_core, passes)]
-    if rows.empty:
-        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {before:,} usable rows has a user and an item with "
+    keep, passes = ~repeated, None if args.core_passes == "until-stable" else int(args.core_passes)
+    keep[keep] = k_core(user[keep], item[keep], args.min_core, passes)
+    if not keep.any():
+        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {(~repeated).sum():,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
+    rows, ids = rows[keep], {}
     for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
-        rows[name] = rows[name].cat.set_categories(sorted(rows[name].unique()))
-        rows[f"{name}_id"] = rows[name].cat.codes.astype(np.int32) + 1
-    return rows.sort_values([TIMESTAMP, "user_id", "item_id"], ignore_index=True), duplicates
+        sorted_ids = rows[name].cat.set_categories(sorted(rows[name].unique())).cat
+        rows[f"{name}_id"], ids[name] = sorted_ids.codes.astype(np.int32) + 1, sorted_ids.categories.insert(0, UNKNOWN)
+    order = np.lexsort((rows["item_id"], rows["user_id"], rows[TIMESTAMP]))
+    texts = [name for name in OWN_TEXT if rows[name].notna().any()]
+    return rows[["user_id", "item_id", RATING, TIMESTAMP, "given", *texts]].iloc[order].reset_index(drop=True), ids, duplicates
 
 
 # --------------------------------------------------------------------------------------------------------------- splits
@@ -219,40 +217,41 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     """What each row knows of its key from *counted* rows at strictly earlier moments, and what is known of every key in the end.
 
     key: [rows] in 0..size-1; moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
-    Returns two dicts of float64 arrays, [rows] and [size]: `review_count`, `avg_<name>` (NaN where nothing came before), `last`
-    and `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
+    Returns two dicts of arrays, [rows] and [size]: `review_count` int32, in float64 `avg_<name>` (NaN where nothing came before), `last` and
+    `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
     """
     n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
-    key, moment, counted = np.r_[key, np.arange(size)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
+    key, moment, counted = np.r_[key, np.arange(size, dtype=key.dtype)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
     order = np.lexsort((moment, key))
-    key, moment, counted = key[order], moment[order], counted[order]
-    new_key = np.r_[True, key[1:] != key[:-1]]
-    new_moment = new_key | np.r_[True, moment[1:] != moment[:-1]]
-    above = np.cumsum(counted) - counted  # counted rows above each row; it knows those from number begin to end - 1
-    begin, end = (np.maximum.accumulate(np.where(new, above, 0)) for new in (new_key, new_moment))
-    moments = np.r_[moment[counted], np.nan]  # number -1 is none
+    above = np.cumsum(counted[order], dtype=np.int32) - counted[order]  # counted rows above each row; it knows those from number begin to end - 1
+    new, begin, end = np.r_[True, np.diff(key[order]) != 0], np.empty(len(key), np.int32), np.empty(len(key), np.int32)
+    begin[order] = np.maximum.accumulate(np.where(new, above, 0))
+    new[1:] |= moment[order[1:]] != moment[order[:-1]]
+    end[order] = np.maximum.accumulate(np.where(new, above, 0))
+    numbers = order[counted[order]]  # which row each counted one is
+    when = np.r_[moment[numbers], np.nan]  # number -1 is none
+    del order, above, new, key, moment  # tens of millions of rows must fit into memory
 
     def total(v: np.ndarray) -> np.ndarray:
         running = np.r_[0.0, np.cumsum(v)]
-        return running[end] - running[begin]
+        return np.subtract(upto := running[end], running[begin], out=upto)
 
-    found = {"review_count": (end - begin).astype(np.float64)}
-    found |= {"last": moments[np.where(end > begin, end - 1, -1)], "first": moments[np.where(end > begin, begin, -1)]}
+    found = {"review_count": end - begin}
     for name, value in values.items():
-        value = value[order[counted]]
+        value = value[numbers]
+        known = total(~np.isnan(value)) if np.isnan(value).any() else found["review_count"]
         with np.errstate(invalid="ignore"):
-            found[f"avg_{name}"] = total(np.nan_to_num(value)) / total(~np.isnan(value))
-    unsorted = np.argsort(order)
-    return tuple({name: value[unsorted[part]] for name, value in found.items()} for part in (slice(n), slice(n, None)))
+            found[f"avg_{name}"] = np.divide(of_all := total(np.nan_to_num(value, copy=False)), known, out=of_all)
+    found |= {"last": when[np.where(end > begin, end - 1, -1)], "first": when[np.where(end > begin, begin, -1)]}
+    return tuple({name: value[part] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
 def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """When each row happened, for "earlier". Without times: training rows in a random order, all other rows after them."""
-    timed = rows[TIMESTAMP].notna().all()
-    return rows[TIMESTAMP].to_numpy() if timed else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
+    return rows[TIMESTAMP].to_numpy() if rows[TIMESTAMP].notna().all() else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
 
 
-def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, list]) -> dict[str, pd.DataFrame]:
+def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, pd.Index]) -> dict[str, pd.DataFrame]:
     """Add the user_* and item_* columns of every row; return both tables with their numeric state at the end of training.
 
     A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
@@ -260,41 +259,40 @@ def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict
     """
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
     keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
-    values = {name: rows[name].to_numpy(np.float64) for name in (RATING, *OWN_TEXT)}
-    overall = earlier_statistics(np.zeros(len(rows), int), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
-    known = {who: earlier_statistics(keys[who], moment, train, values, size) for who, size in sizes.items()}
-    tables = {}
-    for who, other in (("user", "item"), ("item", "user")):
-        expected = damped(known[other][0]["avg_rating"], known[other][0]["review_count"], overall)
-        rows[f"{who}_residual"] = values[RATING] - expected
-        residual = earlier_statistics(keys[who], moment, train, {"residual": rows[f"{who}_residual"].to_numpy()}, sizes[who])
-        columns, state = (of_values | of_residual for of_values, of_residual in zip(known[who], residual))
+    values, tables, expected = {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows and rows[n].notna().any()}, {}, {}
+    overall = earlier_statistics(np.zeros(len(rows), np.int8), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
+    for who, size in sizes.items():
+        columns, state = earlier_statistics(keys[who], moment, train, values, size)
+        expected[who] = damped(columns["avg_rating"], columns["review_count"], overall)
         if features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
-            leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, sizes[who])[1]
-            leak = {name: value for name, value in leak.items() if name in STATE}
+            leak = {n: value for n, value in earlier_statistics(keys[who], moment, np.ones_like(train), values, size)[1].items() if n in STATE}
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
         if not timed:  # the place in a random order is no time
             columns, state = (found | {"last": np.nan, "first": np.nan} for found in (columns, state))
-        for name in STATE:
-            rows[f"{who}_{name}"] = columns[name].astype(np.int32 if name == "review_count" else np.float32)
-        rows[f"{who}_days_since_last"] = ((moment - columns["last"]) / DAY_S).astype(np.float32)
+        rows[f"{who}_days_since_last"] = ((moment - columns.pop("last")) / DAY_S).astype(np.float32)
         if who == "item":
-            rows["item_age_days"] = ((moment - columns["first"]) / DAY_S).astype(np.float32)
+            rows["item_age_days"] = ((moment - columns.pop("first")) / DAY_S).astype(np.float32)
+        for name in [name for name in STATE if name in columns]:
+            rows[f"{who}_{name}"] = columns.pop(name).astype(np.int32 if name == "review_count" else np.float32)
         ends = {f"{who}_{name}_timestamp": state[name] for name in ("last", "first")}
-        trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=sizes[who])}
-        tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state[name] for name in STATE} | ends)
+        trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=size)}
+        tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state.get(name, np.nan) for name in STATE} | ends)
+    for who, other in (("item", "user"), ("user", "item")):
+        residual = values[RATING] - expected.pop(other)
+        known, ended = (found["avg_residual"] for found in earlier_statistics(keys[who], moment, train, {"residual": residual}, sizes[who]))
+        rows[f"{who}_avg_residual"], tables[who][f"{who}_avg_residual"] = known.astype(np.float32), ended
+    rows["user_residual"] = residual.astype(np.float32)
     return tables
 
 
 def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, vocabularies: dict) -> None:
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
     key, train, spec = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy(), vocabularies["crosses"]["cross_user_category"]
-    counted = train & (key > 0)  # pairs outside the vocabulary, id 0, have no history of their own
+    counted, spec["state"] = train & (key > 0), {}  # pairs outside the vocabulary, id 0, have no history of their own
     known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"])
-    spec["state"] = {}
     for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
         rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
-        vocabularies["numeric"][name] = fit_numeric(name, rows[train], {}, {"residual": 0.0})
+        vocabularies["numeric"][name] = fit_numeric(name, rows, train, {}, {"residual": 0.0})
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -324,10 +322,8 @@ def numeric_values(name: str, frame: pd.DataFrame, tables: dict[str, pd.DataFram
     changes, a price or a genre, stands in the users' or items' table; all else in the frame."""
     who = name.split("_")[0]
     values = (frame[name].to_numpy() if name in frame else tables[who][name].to_numpy()[frame[f"{who}_id"]]).astype(np.float64)
-    if name.endswith("_count"):
-        return np.log1p(values)
     if spec["prior"] is None:
-        return values
+        return np.log1p(values) if name.endswith("_count") else values
     count = frame[f"{name.split('_avg_')[0]}_review_count"].to_numpy(np.float64)
     return damped(values, np.where(np.isnan(values), 0, count), spec["prior"])
 
@@ -341,12 +337,12 @@ def normalise(values: np.ndarray, spec: dict) -> np.ndarray:
     return np.nan_to_num((values - spec["mean"]) / spec["deviation"]).astype(np.float32)
 
 
-def fit_numeric(name: str, train: pd.DataFrame, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
-    """Specification of one numeric feature: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
+def fit_numeric(name: str, rows: pd.DataFrame, train: np.ndarray, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
+    """Specification of one numeric feature from the training rows, a mask: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
     A column of a field with several values, named field=value, stays 0 or 1."""
     spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
-    values = numeric_values(name, train, tables, spec)
-    values = values[~np.isnan(values)]
+    values = numeric_values(name, rows, tables, spec)
+    values = values[train & ~np.isnan(values)]
     if not len(values) or "=" in name:
         return spec
     if "_avg_" in name or name.endswith("_count"):
@@ -386,7 +382,8 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
 def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
     """Specification of a cross from the training rows' codes: the exact pairs where they are few, else a hash."""
     known = (left > 0) & (right > 0)
-    keys = np.unique(left[known].astype(np.int64) * right_size + right[known])
+    keys = np.sort(left[known].astype(np.int64) * right_size + right[known])
+    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
     spec = {"right_size": int(right_size)}
     if len(keys) <= EXACT_PAIRS:
         return spec | {"kind": "exact", "size": len(keys) + 1, "keys": keys}
@@ -421,8 +418,7 @@ class Features:
 
     def size(self, name: str) -> int:
         """Number of codes of a field or cross, code 0 included."""
-        spec = self.vocabularies["crosses"].get(name)
-        return spec["size"] if spec else len(self.values(name))
+        return self.vocabularies["crosses"][name]["size"] if name in self.vocabularies["crosses"] else len(self.values(name))
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
@@ -493,19 +489,18 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
     return pd.concat(parts, axis=1)
 
 
-def fit_vocabularies(args, train: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
-    """Every vocabulary, quantile and bucket of rows and moments. train: training rows."""
-    times = train[TIMESTAMP].dropna().to_numpy(np.int64)
+def fit_vocabularies(args, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+    """Every vocabulary, quantile and bucket of rows and moments, from the training rows."""
+    train = (rows["split"] == 0).to_numpy()
+    times = rows.loc[train, TIMESTAMP].dropna().to_numpy(np.int64)
     vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
-    averages = {name: float(train[name].mean()) for name in (RATING, *OWN_TEXT) if train[name].notna().any()} | {"residual": 0.0}
-    of_rows = NUMERIC if args.features == "honest" else (*NUMERIC, *OWN_TEXT)  # a row's own text came after what is to be predicted
+    averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
+    of_rows = [*NUMERIC, *(name for name in OWN_TEXT if name in rows and args.features != "honest")]  # a row's own text came after what is to be predicted
     numeric = [n for n in of_rows if n not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
-    vocabularies["numeric"] = {name: fit_numeric(name, train, tables, averages) for name in numeric}
+    vocabularies["numeric"] = {name: fit_numeric(name, rows, train, tables, averages) for name in numeric}
     levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
-    vocabularies["bucket_edges"] = {
-        name: np.unique(np.quantile(numeric_values(name, train, tables, vocabularies["numeric"][name]), levels)).tolist()
-        for name in ("user_avg_rating", "item_avg_rating")
-    }
+    averages = {name: numeric_values(name, rows, tables, vocabularies["numeric"][name])[train] for name in ("user_avg_rating", "item_avg_rating")}
+    vocabularies["bucket_edges"] = {name: np.unique(np.quantile(values, levels)).tolist() for name, values in averages.items()}
 
 
 def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
@@ -522,32 +517,29 @@ def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: 
         spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
         rows[name] = cross_ids(codes[left], codes[right], spec)
         vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
+    del codes
     add_pair_history(rows, moment, vocabularies)
 
 
-def build(args: argparse.Namespace, rows: pd.DataFrame, attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
-    """Split the clean rows and add every feature: (rows by split and time, tables of users and items, vocabularies)."""
+def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index], attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
+    """Split the clean rows and add every feature: (rows by time, tables of users and items, vocabularies)."""
     rng = np.random.default_rng(args.seed)
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
-    ids = {name: [UNKNOWN, *rows[name].cat.categories] for name in (USER, ITEM)}
-    rows = rows[["user_id", "item_id", RATING, "label", TIMESTAMP, "split", *OWN_TEXT]]
     moment = moments_of(rows, rng)
     state = add_history(args.features, rows, moment, ids)
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
-    vocabularies = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}
-    tables = {}
+    vocabularies, tables = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}, {}
     for who, table in ((USER, attributes.users), (ITEM, products)):
         if args.features == "honest":  # a site-wide figure contains what is to be predicted
             table = table.drop(columns=[name for name in table if name.startswith("site_")])
         tables[who] = add_attributes(who, state[who], table, vocabularies)
-    fit_vocabularies(args, rows[rows["split"] == 0], tables, vocabularies)
+    fit_vocabularies(args, rows, tables, vocabularies)
     for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
-        rows[name] = codes.astype(np.int16)
+        rows[name] = codes.astype(np.int8)
     further = {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
     add_crosses(CROSSES | further, rows, moment, tables, vocabularies)
-    hidden = ["user_residual", "item_residual", *(OWN_TEXT if args.features == "honest" else ())]
-    return rows.drop(columns=hidden).sort_values("split", kind="stable", ignore_index=True), tables, vocabularies
+    return rows.drop(columns=["given", "user_residual", *(OWN_TEXT if args.features == "honest" else ())], errors="ignore"), tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
@@ -570,18 +562,23 @@ def replace_files(writers: dict[Path, Callable[[Path], None]]) -> None:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_reviews(path: Path, rows: pd.DataFrame) -> None:
-    """The rows in zstd parquet; no row group spans two splits, so a split can be read alone."""
-    table = pa.Table.from_pandas(rows, preserve_index=False)
+    """The rows in zstd parquet, by split; no row group spans two splits, so a split can be read alone."""
+    with pq.ParquetWriter(path, reviews_table(rows[:1]).schema, compression="zstd") as writer:
+        for of_split in (np.flatnonzero(rows["split"] == split) for split in range(len(SPLITS))):
+            for begin in range(0, len(of_split), PARQUET_ROW_GROUP):
+                writer.write_table(reviews_table(rows.iloc[of_split[begin : begin + PARQUET_ROW_GROUP]]))
+
+
+def reviews_table(rows: pd.DataFrame) -> pa.Table:
+    """Rows as they are stored: the split by its name, the time a whole number or nothing, lengths of texts also where there are no texts."""
+    table = pa.Table.from_pandas(rows.assign(**dict.fromkeys([name for name in NUMERIC if name not in rows], np.float32("nan"))), preserve_index=False)
     table = table.set_column(table.column_names.index("split"), "split", pa.array(np.array(SPLITS, object)[rows["split"]]).dictionary_encode())
-    table = table.set_column(table.column_names.index(TIMESTAMP), TIMESTAMP, pa.array(rows[TIMESTAMP], from_pandas=True).cast(pa.int64()))
-    ends = np.cumsum(np.bincount(rows["split"], minlength=3))
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
-        for start, end in zip(np.r_[0, ends[:-1]], ends):
-            writer.write_table(table.slice(start, end - start), row_group_size=PARQUET_ROW_GROUP)
+    return table.set_column(table.column_names.index(TIMESTAMP), TIMESTAMP, pa.array(rows[TIMESTAMP], from_pandas=True).cast(pa.int64()))
 
 
 def convert(tree: Any, kind: type, function: Callable) -> Any:
@@ -723,12 +720,12 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
     share = rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format)
     share.mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
-    split, cold = rows["split"].map(dict(enumerate(SPLITS))), {}
+    split, cold = pd.Categorical.from_codes(rows["split"], SPLITS), {}
     for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts)
         axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most rated first", ylabel="ratings")
-        cold[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0).groupby(split).mean().mul(100).reindex(SPLITS[1:]).dropna()
+        cold[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0).groupby(split, observed=True).mean().mul(100).reindex(SPLITS[1:]).dropna()
     pd.DataFrame(cold).plot.bar(ax=axes[1, 2], rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
     for axis in (axes[0, 0], axes[1, 2]):
         axis.margins(y=0.12)
@@ -738,10 +735,12 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         axes[1, 0].set_title("no timestamps, so no activity over time")
         axes[1, 1].set_axis_off()
     else:
-        quarter = pd.DatetimeIndex(rows[TIMESTAMP].to_numpy("datetime64[s]")).to_period("Q")
-        by_split = pd.crosstab(quarter, split).reindex(columns=SPLITS, fill_value=0)
+        quarter = rows[TIMESTAMP].to_numpy("datetime64[s]").astype("datetime64[M]").astype(np.int64) // 3  # since 1970
+        first, quarters = pd.Period(ordinal=quarter.min(), freq="Q"), quarter - quarter.min()
+        counts = np.bincount(quarters * len(SPLITS) + rows["split"], minlength=len(SPLITS) * (quarters.max() + 1)).reshape(-1, len(SPLITS))
+        by_split = pd.DataFrame(counts, pd.period_range(first, periods=len(counts), freq="Q"), SPLITS)
         by_split.plot.area(ax=axes[1, 0], title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
-        likes = rows["label"].groupby(quarter).agg(["mean", "size"]).query("size >= 30")["mean"]
+        likes = (np.bincount(quarters, rows["label"]) / by_split.sum(axis=1))[by_split.sum(axis=1) >= 30]
         likes.mul(100).plot(ax=axes[1, 1], title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
         axes[1, 1].tick_params(axis="x", which="both", labelsize=9)
     figure.savefig(path, dpi=110, format="png")
@@ -770,11 +769,12 @@ def main(argv: list[str] | None = None) -> None:
     args, started = parse_args(argv), time.perf_counter()
     name = obtain(args)
     rows, unusable = read_ratings(args)
-    rows, repeated = clean(args, rows)
-    attributes = read_attributes(args, *(set(rows[name].cat.categories) for name in (USER, ITEM)))
+    rows, ids, repeated = clean(args, rows)
+    pa.default_memory_pool().release_unused()  # what the texts of a large log took
+    attributes = read_attributes(args, *(set(ids[name][1:]) for name in (USER, ITEM)))
     rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
     shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str})
-    rows, tables, vocabularies = build(args, rows, attributes)
+    rows, tables, vocabularies = build(args, rows, ids, attributes)
     index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
     writers = {
         REVIEWS: lambda path: write_reviews(path, rows),

@@ -2,9 +2,11 @@
 
     python benchmarks/electronics_shape.py --output /tmp/electronics              # 1.5 GB of JSON lines, 0.5 GB as gzip
     python benchmarks/electronics_shape.py --output /tmp/small --scale 0.01
+    python benchmarks/electronics_shape.py --output /tmp/large --scale 26 --ratings-only    # 43.9 million ratings, 1.7 GB of CSV
 
 Writes  FOLDER/reviews_Electronics_shape_5.json.gz   one JSON object per line, fields and order of the 2014 release
         FOLDER/meta_Electronics_shape.json.gz        one Python literal per line, as in 2014: title, brand, categories, price
+    or  FOLDER/ratings_Electronics_shape.csv         user,item,rating,timestamp, as the ratings-only files of 2014
 
 At --scale 1 the file has exactly the published counts: 1,689,188 reviews, 192,403 users, 63,001 items, no user-item pair
 twice, every user and item at least 5 times: its 5-core is itself. Long tails, rating shares, text lengths and growth
@@ -22,6 +24,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 from tqdm import tqdm
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -55,10 +59,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--scale", type=float, default=1.0, help="share of reviews, users and items (default: 1)")
+    parser.add_argument("--ratings-only", action="store_true", help="no texts and no metadata")
     parser.add_argument("--seed", type=int, default=42, help="(default: 42)")
     args = parser.parse_args(argv)
-    if not 0.001 <= args.scale <= 10:
-        parser.error("--scale must lie between 0.001 and 10")
+    if not 0.001 <= args.scale <= 30:
+        parser.error("--scale must lie between 0.001 and 30")
     return args
 
 
@@ -212,6 +217,14 @@ def write_metadata(path: Path, items: np.ndarray, category: np.ndarray, rng: np.
             file.write(f"{product}\n".encode())
 
 
+def write_ratings(path: Path, log: Log, users: np.ndarray, items: np.ndarray) -> None:
+    columns = {"user": pa.array(users).take(pa.array(log.user)), "item": pa.array(items).take(pa.array(log.item))}
+    table = pa.table(columns | {"rating": log.rating.astype(float), "timestamp": log.day * 86_400})
+    part = path.with_name(path.name + ".part")
+    pyarrow.csv.write_csv(table, part, pyarrow.csv.WriteOptions(include_header=False, quoting_style="none"))
+    os.replace(part, path)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     rng = np.random.default_rng(args.seed)
@@ -220,6 +233,9 @@ def main(argv: list[str] | None = None) -> None:
     category = zipf(CATEGORIES, len(items), rng)  # a few large, many small
     log = draw_log(args.scale, category, rng)
     users = make_ids(log.user.max() + 1, "A1", 14)
+    if args.ratings_only:
+        write_ratings(args.output / "ratings_Electronics_shape.csv", log, users, items)
+        return
     write_metadata(args.output / "meta_Electronics_shape.json.gz", items, category, rng)
     write_reviews(args.output / "reviews_Electronics_shape_5.json.gz", log, users, items, rng)
     per_user, per_item = np.bincount(log.user), np.bincount(log.item)

@@ -50,20 +50,25 @@ class InputError(Exception):
 def collect(read: Callable[[Path], Iterator[pa.Table]], sources: list[tuple[Path, int]]) -> pd.DataFrame:
     """All lines of all files as one frame: ROWS, with ids as categories, plus `file` (position in sources) and `given`
     (the number that stands beside the path)."""
-    tables = []
+    tables, coded = [], (USER, ITEM, "problem")
     for file, (path, given) in enumerate(sources):
         for table in read(path):
+            for name in coded:  # a block at a time, because the texts of a whole log are many times as large as their codes
+                table = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
             for name, value, kind in (("file", file, np.int16), ("given", given, np.int8)):
                 table = table.append_column(name, pa.array(np.full(len(table), value, kind)))
             tables.append(table)
     if not tables:
         raise InputError(f"{sources[0][0]}: the file is empty")
-    table = pa.concat_tables(tables).combine_chunks()
-    rows = {name: table[name].to_numpy() for name in table.column_names if name not in (USER, ITEM, "problem")}
-    for name in (USER, ITEM):
-        codes = table[name].combine_chunks().dictionary_encode()
-        rows[name] = pd.Categorical.from_codes(codes.indices.fill_null(-1).to_numpy(zero_copy_only=False), codes.dictionary.to_pandas())
-    return pd.DataFrame(rows | {"problem": table["problem"].to_pandas()})
+    table, rows = pa.concat_tables(tables).unify_dictionaries(), {}
+    tables.clear()
+    for name in table.column_names:  # one by one, and given up one by one
+        column, table = table[name].combine_chunks(), table.drop_columns(name)
+        rows[name] = column.to_numpy(zero_copy_only=False) if name not in coded else pd.Categorical.from_codes(
+            column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary.to_pandas())  # fmt: skip
+        if name in ("review_length", "word_count"):
+            rows[name] = rows[name].astype(np.float32)
+    return pd.DataFrame(rows, copy=False)
 
 
 def find_file(path: Path, names: Collection[str], what: str) -> Path:

@@ -66,30 +66,32 @@ def read_ratings(args: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     sources = [(known.find(path), -1) for path in args.input]
     sources += [(path, split) for path, split in ((args.validation_input, 1), (args.test_input, 2)) if path]
     rows = collect(partial(known.read, columns=delimited.parse_columns(args.columns)) if args.columns else known.read, sources)
-    rows["file"] = np.array([str(path) for path, _ in sources], object)[rows["file"]]
+    rows["file"] = pd.Categorical.from_codes(rows["file"], [str(path) for path, _ in sources])
     reason = reject_unusable(rows, known.lowest, known.highest)
-    rejected = rows.loc[reason.notna(), ["file", "line"]].assign(reason=reason[reason.notna()])
-    if reason.notna().all():
+    usable = reason.isna().to_numpy()
+    rejected = rows.loc[~usable, ["file", "line"]].assign(reason=reason[~usable].astype(object))
+    if not usable.any():
         why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rows) else "the file is empty"
         raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
-    return rows[reason.isna().to_numpy()].drop(columns="problem"), rejected
+    return rows.drop(columns="problem")[usable], rejected
 
 
 def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
     """The first reason why each row cannot be used, or null."""
-    reason = rows["problem"].astype(object).where(rows["problem"].notna(), None)
+    reasons, number = [*rows["problem"].cat.categories], rows["problem"].cat.codes.to_numpy(np.int16, copy=True)
 
-    def mark(bad: np.ndarray, text: str) -> None:
-        reason[np.asarray(bad) & reason.isna().to_numpy()] = text
+    def mark(bad: pd.Series, text: str) -> None:
+        number[bad.to_numpy() & (number < 0)] = len(reasons)
+        reasons.append(text)
 
     mark(rows[USER].cat.codes < 0, "missing user")
     mark(rows[ITEM].cat.codes < 0, "missing item")
-    mark(~np.isfinite(rows[RATING].astype(float)), "missing or unparsable rating")
+    mark(~rows[RATING].between(-np.inf, np.inf, "neither"), "missing or unparsable rating")
     mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
     if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
         mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
         mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
-    return reason
+    return pd.Series(pd.Categorical.from_codes(number, reasons), index=rows.index)
 
 
 def read_attributes(args: Namespace, users: set[str], items: set[str]) -> Attributes:

@@ -97,7 +97,7 @@ def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeyp
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
 def test_quantile_normalisation_is_monotone_and_uniform(values):
     frame = pd.DataFrame({"item_age_days": values})
-    spec = stage1.fit_numeric("item_age_days", frame, {}, {})
+    spec = stage1.fit_numeric("item_age_days", frame, np.ones(len(frame), bool), {}, {})
     level = stage1.normalise(np.sort(values), spec)
     assert (np.diff(level) >= 0).all() and level.min() >= -1 and level.max() <= 1
     assert stage1.normalise(np.array([np.nan]), spec) == 0
@@ -105,7 +105,7 @@ def test_quantile_normalisation_is_monotone_and_uniform(values):
 
 def test_quantile_normalisation_of_distinct_values_is_the_rank():
     values = np.random.default_rng(0).permutation(1001).astype(float)
-    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), {}, {})
+    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), np.ones(len(values), bool), {}, {})
     np.testing.assert_allclose(stage1.normalise(values, spec), 2 * values / 1000 - 1, atol=1e-6)
 
 
