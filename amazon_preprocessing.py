@@ -233,7 +233,7 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     del order, above, new, key, moment  # tens of millions of rows must fit into memory
 
     def total(v: np.ndarray) -> np.ndarray:
-        running = np.r_[0.0, np.cumsum(v)]
+        running = np.r_[0.0, np.cumsum(v, dtype=np.float64)]
         return np.subtract(upto := running[end], running[begin], out=upto)
 
     found = {"review_count": end - begin}

@@ -65,6 +65,13 @@ def test_the_state_at_the_end_is_the_group_statistics_of_the_counted_rows(rows):
         np.testing.assert_equal(found["first"][k], min(moment[here], default=np.nan))
 
 
+def test_averages_of_short_values_do_not_depend_on_how_many_came_before():
+    """Running totals over all keys exceed what float32 can tell apart."""
+    key, value = np.repeat(np.arange(1000), 50), np.random.default_rng(0).uniform(0, 5000, 50_000).astype(np.float32)
+    _, found = stage1.earlier_statistics(key, np.arange(50_000.0), np.ones(50_000, bool), {"x": value}, 1000)
+    np.testing.assert_allclose(found["avg_x"], value.reshape(1000, 50).mean(axis=1, dtype=float), rtol=1e-9)
+
+
 codes = st.tuples(st.integers(0, 9), st.integers(0, 9))
 
 
