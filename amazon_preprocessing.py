@@ -223,14 +223,14 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
     key, moment, counted = np.r_[key, np.arange(size, dtype=key.dtype)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
     order = np.lexsort((moment, key))
-    above = np.cumsum(counted[order], dtype=np.int32) - counted[order]  # counted rows above each row; it knows those from number begin to end - 1
-    new, begin, end = np.r_[True, np.diff(key[order]) != 0], np.empty(len(key), np.int32), np.empty(len(key), np.int32)
+    key, moment, counted = key[order], moment[order], counted[order]
+    above = np.cumsum(counted, dtype=np.int32) - counted  # counted rows above each row; it knows those from number begin to end - 1
+    new, begin, end = np.r_[True, key[1:] != key[:-1]], np.empty(len(key), np.int32), np.empty(len(key), np.int32)
     begin[order] = np.maximum.accumulate(np.where(new, above, 0))
-    new[1:] |= moment[order[1:]] != moment[order[:-1]]
+    new[1:] |= moment[1:] != moment[:-1]
     end[order] = np.maximum.accumulate(np.where(new, above, 0))
-    numbers = order[counted[order]]  # which row each counted one is
-    when = np.r_[moment[numbers], np.nan]  # number -1 is none
-    del order, above, new, key, moment  # tens of millions of rows must fit into memory
+    numbers, when = order[counted], np.r_[moment[counted], np.nan]  # which row each counted one is, and its moment; number -1 is none
+    del order, above, new, key, moment, counted  # tens of millions of rows must fit into memory
 
     def total(v: np.ndarray) -> np.ndarray:
         running = np.r_[0.0, np.cumsum(v, dtype=np.float64)]
