@@ -213,12 +213,12 @@ def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
-def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray], size: int) -> tuple[dict, dict]:
+def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray], size: int, times: bool = True) -> tuple:
     """What each row knows of its key from *counted* rows at strictly earlier moments, and what is known of every key in the end.
 
     key: [rows] in 0..size-1; moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
-    Returns two dicts of arrays, [rows] and [size]: `review_count` int32, in float64 `avg_<name>` (NaN where nothing came before), `last` and
-    `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
+    Returns two dicts of arrays, [rows] and [size]: `review_count` int32, in float64 `avg_<name>` (NaN where nothing came before), with `times`
+    also `last` and `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
     """
     n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
     key, moment, counted = np.r_[key, np.arange(size, dtype=key.dtype)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
@@ -229,11 +229,12 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
     begin[order] = np.maximum.accumulate(np.where(new, above, 0))
     new[1:] |= moment[1:] != moment[:-1]
     end[order] = np.maximum.accumulate(np.where(new, above, 0))
-    numbers, when = order[counted], np.r_[moment[counted], np.nan]  # which row each counted one is, and its moment; number -1 is none
+    numbers, when = order[counted], np.r_[moment[counted], np.nan] if times else None  # rows and moments of the counted; number -1 is none
     del order, above, new, key, moment, counted  # tens of millions of rows must fit into memory
 
     def total(v: np.ndarray) -> np.ndarray:
-        running = np.r_[0.0, np.cumsum(v, dtype=np.float64)]
+        running = np.zeros(len(v) + 1)
+        np.cumsum(v, dtype=np.float64, out=running[1:])
         return np.subtract(upto := running[end], running[begin], out=upto)
 
     found = {"review_count": end - begin}
@@ -242,7 +243,8 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
         known = total(~np.isnan(value)) if np.isnan(value).any() else found["review_count"]
         with np.errstate(invalid="ignore"):
             found[f"avg_{name}"] = np.divide(of_all := total(np.nan_to_num(value, copy=False)), known, out=of_all)
-    found |= {"last": when[np.where(end > begin, end - 1, -1)], "first": when[np.where(end > begin, begin, -1)]}
+    if times:
+        found |= {"last": when[np.where(end > begin, end - 1, -1)], "first": when[np.where(end > begin, begin, -1)]}
     return tuple({name: value[part] for name, value in found.items()} for part in (slice(n), slice(n, None)))
 
 
@@ -260,7 +262,7 @@ def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
     keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
     values, tables, expected = {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows and rows[n].notna().any()}, {}, {}
-    overall = earlier_statistics(np.zeros(len(rows), np.int8), moment, train, {RATING: values[RATING]}, 1)[0]["avg_rating"]
+    overall = earlier_statistics(np.zeros(len(rows), np.int8), moment, train, {RATING: values[RATING]}, 1, False)[0]["avg_rating"]
     for who, size in sizes.items():
         columns, state = earlier_statistics(keys[who], moment, train, values, size)
         expected[who] = damped(columns["avg_rating"], columns["review_count"], overall)
@@ -279,7 +281,7 @@ def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict
         tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state.get(name, np.nan) for name in STATE} | ends)
     for who, other in (("item", "user"), ("user", "item")):
         residual = values[RATING] - expected.pop(other)
-        known, ended = (found["avg_residual"] for found in earlier_statistics(keys[who], moment, train, {"residual": residual}, sizes[who]))
+        known, ended = (found["avg_residual"] for found in earlier_statistics(keys[who], moment, train, {"residual": residual}, sizes[who], False))
         rows[f"{who}_avg_residual"], tables[who][f"{who}_avg_residual"] = known.astype(np.float32), ended
     rows["user_residual"] = residual.astype(np.float32)
     return tables
@@ -289,7 +291,7 @@ def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, vocabularies: dict)
     """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
     key, train, spec = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy(), vocabularies["crosses"]["cross_user_category"]
     counted, spec["state"] = train & (key > 0), {}  # pairs outside the vocabulary, id 0, have no history of their own
-    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"])
+    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"], False)
     for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
         rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
         vocabularies["numeric"][name] = fit_numeric(name, rows, train, {}, {"residual": 0.0})
@@ -384,10 +386,9 @@ def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
     known = (left > 0) & (right > 0)
     keys = np.sort(left[known].astype(np.int64) * right_size + right[known])
     keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
-    spec = {"right_size": int(right_size)}
     if len(keys) <= EXACT_PAIRS:
-        return spec | {"kind": "exact", "size": len(keys) + 1, "keys": keys}
-    return spec | {"kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
+        return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
+    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
 
 
 def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
@@ -718,8 +719,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     sns.set_theme(style="whitegrid", palette="colorblind")
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    share = rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format)
-    share.mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
+    rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format).mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
     split, cold = pd.Categorical.from_codes(rows["split"], SPLITS), {}
     for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
