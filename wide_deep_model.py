@@ -326,8 +326,7 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
     """Begin with what an earlier model learned (Cheng et al. 2016, section 3.3): the vectors and weights of ids and values, the
     weights of crosses that occur in rows, and the network. What it did not know begins as its unknown id or cross."""
-    path = config["warm_start"]
-    old = load_model(path, "cpu")
+    path, old = config["warm_start"], load_model(config["warm_start"], "cpu")
     for name in ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm"):
         if old.config[name] != config[name]:
             raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
@@ -439,9 +438,9 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
-    number, best_taste, setting, best_quality = 0, taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
-    while number < (chosen[0] if chosen else min(ROUNDS, setting[0] + LIST_PATIENCE)):
-        number, begin = number + 1, time.perf_counter()
+    rounds, best_taste, setting, best_quality = [0.0], taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
+    while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
+        number, begin = len(rounds), time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
         shuffled = [batches[n] for n in rng.permutation(len(batches))]
@@ -458,6 +457,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
         speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
         quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
         print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {max(quality):.4f}"), flush=True)
+        rounds.append(max(quality))  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
         if max(quality) > best_quality:
             best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
     best_taste.scale.data *= setting[1]

@@ -10,7 +10,7 @@ averages. Each turns them into ids of user, item and month, two crosses (user x 
 trains a wide part on user, item and both crosses, and a deep part on embeddings of user, item and month and on the numbers, 32
 dimensions each, layers 256-128-64, batches of 4,096. All else is what a system does by default. A cross that a system does not make
 by itself is made for it by joining texts. Plain is what public implementations do: a DataLoader over single rows, dense
-gradients, one Adam. It trains --plain-steps steps an epoch, no whole one, so it has no AUC.
+gradients, one Adam. It trains 10 steps an epoch, no whole one, so it has no AUC.
 
 Each turn runs every system in a process of its own; figures are medians over turns, ratios are taken within a turn. Peak memory is
 that of the process, with its libraries.
@@ -232,6 +232,22 @@ def measure(system: str, folder: Path, epochs: int) -> dict:
     return found | {"peak_mb": peak_mb(), "work_mb": peak_mb() - before}
 
 
+def matrix_rates() -> dict[str, float]:
+    """GFLOP/s of this machine in products of the size of the network's second layer: what a training step could reach at best."""
+    import torch
+
+    found = {}
+    for kind in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(BATCH, HIDDEN[0]).to(kind), torch.randn(*HIDDEN[:2]).to(kind)
+        seconds = []
+        for _ in range(200):
+            begin = time.perf_counter()
+            left @ right
+            seconds.append(time.perf_counter() - begin)
+        found[str(kind).removeprefix("torch.")] = 2e-9 * BATCH * HIDDEN[0] * HIDDEN[1] / statistics.median(seconds)
+    return found
+
+
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -288,7 +304,11 @@ def main() -> None:
     if args.step:
         sys.path.insert(0, str(ROOT))
         system, folder = args.step[0], Path(args.step[1])
-        print(json.dumps(measure(system, folder, args.epochs) if system in SYSTEMS else raw_rows(args.data, args.rows, args.test_rows, folder)))
+        if system in SYSTEMS:
+            told = measure(system, folder, args.epochs)
+        else:
+            told = matrix_rates() if system == "rates" else raw_rows(args.data, args.rows, args.test_rows, folder)
+        print(json.dumps(told))
         return
     systems = dict.fromkeys([OURS, BRIEF, *args.systems])
     pythons = {system: interpreter(system) for system in systems}
@@ -300,6 +320,7 @@ def main() -> None:
             return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet).stdout.splitlines()[-1])
 
         step(Path(sys.executable), "rows")
+        rates = step(Path(sys.executable), "rates")
         turns = []
         for turn in range(args.turns):
             turns.append({})
@@ -307,6 +328,7 @@ def main() -> None:
                 turns[-1][system] = step(python, system)
                 print(f"turn {turn + 1}, {system}: {turns[-1][system]}", file=sys.stderr, flush=True)
     report(turns, systems)
+    print("\nmatrix products: " + ", ".join(f"{kind} {rate:,.0f} GFLOP/s" for kind, rate in rates.items()))
 
 
 if __name__ == "__main__":

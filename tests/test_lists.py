@@ -347,6 +347,8 @@ def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
     told, alone = iter([[0.1, 0.3, 0.2], *[[0.0] * 3] * 12]), [0.3]
     taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
     assert chosen[1] == 0 and taste.scale.item() == 0  # lists are as good without it
+    told = iter([*([0.02 * n, 0.0, 0.0] for n in range(1, 17)), *[[0.0] * 3] * 12])
+    assert stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())[1] == (16, 1.0)  # better than without it only from then on
 
 
 def test_the_ranking_objective_saves_and_serves_both_parts(shop, tmp_path, monkeypatch):
