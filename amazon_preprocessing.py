@@ -245,7 +245,7 @@ def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray,
             found[f"avg_{name}"] = np.divide(of_all := total(np.nan_to_num(value, copy=False)), known, out=of_all)
     if times:
         found |= {"last": when[np.where(end > begin, end - 1, -1)], "first": when[np.where(end > begin, begin, -1)]}
-    return tuple({name: value[part] for name, value in found.items()} for part in (slice(n), slice(n, None)))
+    return {name: value[:n] for name, value in found.items()}, {name: value[n:].copy() for name, value in found.items()}  # a view would keep all
 
 
 def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
