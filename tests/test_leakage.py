@@ -99,6 +99,42 @@ def test_scales_and_vocabularies_are_those_of_the_training_rows(tmp_path):
                 np.testing.assert_allclose([spec["mean"], spec["deviation"]], [values.mean(), values.std() or 1.0])
 
 
+def test_scales_of_averages_and_edges_of_buckets_are_those_of_the_training_rows(tmp_path):
+    """Averages are damped as if five observations of the training mean came first; of residuals, of zero."""
+    log, metadata = random_log(1200, 60, 50), write_metadata(tmp_path / "meta.json", 50)
+    ds = prepared(tmp_path, log, "--metadata", str(metadata))
+    train_rows, lines = ds.reviews[ds.reviews["split"] == "train"], log[lines_of(ds, log, "train")]
+    prior = {"rating": lines["rating"].mean(), "residual": 0.0, "word_count": lines["words"].mean(), "review_length": 5 * lines["words"].mean() - 1}
+    names = [name for name in ds.vocabularies["numeric"] if "_avg_" in name or name == "user_category_review_count"]
+    assert len(names) == 10
+    for name in names:
+        who, _, what = name.partition("_avg_")
+        values = train_rows[name].to_numpy(float)
+        if what:
+            count = np.where(np.isnan(values), 0, train_rows[f"{who}_review_count"])
+            values = (np.nan_to_num(values) * count + 5 * prior[what]) / (count + 5)
+        else:
+            values = np.log(1 + values)
+        spec = ds.vocabularies["numeric"][name]
+        np.testing.assert_allclose([spec["mean"], spec["deviation"]], [values.mean(), values.std()], atol=1e-9)
+        if what == "rating":
+            np.testing.assert_allclose(ds.vocabularies["bucket_edges"][name], np.unique(np.quantile(values, np.linspace(0.1, 0.9, 9))), rtol=1e-9)
+
+
+def test_crosses_know_the_pairs_of_training_rows_only(tmp_path):
+    metadata = write_metadata(tmp_path / "meta.json", 50)
+    ds = prepared(tmp_path, random_log(1200, 60, 50), "--metadata", str(metadata), "--split", "random")
+    codes, train_rows = stage1.field_codes(ds.reviews, ds.tables, ds.vocabularies), ds.reviews["split"] == "train"
+    new = 0
+    for name, fields in stage1.CROSSES.items():
+        pairs = list(zip(*(codes[field] for field in fields)))
+        known = {pair for pair, trained in zip(pairs, train_rows) if trained and 0 not in pair}
+        assert ds.vocabularies["crosses"][name]["size"] == len(known) + 1
+        assert (ds.reviews[name] > 0).tolist() == [pair in known for pair in pairs]
+        new += sum(0 not in pair and pair not in known for pair in pairs)
+    assert new > 100
+
+
 def test_held_out_texts_reach_nothing(tmp_path):
     log = random_log(1200, 60, 50)
     before = prepared(tmp_path / "before", log)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import amazon_preprocessing as stage1
 from readers import InputError
-from tests.conftest import DATA, needs_data, preprocess, random_log, write_log
+from tests.conftest import DATA, needs_data, preprocess, random_log, write_log, write_metadata
 
 pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=120)
 
@@ -101,7 +101,7 @@ def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeyp
     assert stage1.cross_ids(np.array([0, 5]), np.array([5, 0]), spec).tolist() == [0, 0]
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200))  # as wide as the columns: no two values are 1e-310 apart
 def test_quantile_normalisation_is_monotone_and_uniform(values):
     frame = pd.DataFrame({"item_age_days": values})
     spec = stage1.fit_numeric("item_age_days", frame, np.ones(len(frame), bool), {}, {})
@@ -138,6 +138,11 @@ def test_a_time_split_cuts_at_two_moments():
     assert abs((split == 2).mean() - 0.2) < 0.01 and abs((split == 1).mean() - 0.1) < 0.01
 
 
+def test_a_row_at_the_moment_of_a_cut_falls_after_it():
+    log = pd.DataFrame({"user": range(20), "timestamp": [*range(1, 14), 14, 14, 15, 16, 16, 17, 18], "rating": 5.0})
+    assert splits("time", log)[1].tolist() == [0] * 13 + [1] * 3 + [2] * 4  # the cuts are the moments of rows 14 and 16
+
+
 def test_a_per_user_split_takes_the_fractions_within_each_user():
     rows, split = splits("per-user", random_log())
     for _, mine in pd.Series(split).groupby(rows["user_id"]):
@@ -158,6 +163,14 @@ def test_leave_one_out_takes_each_users_last_rows():
             assert (mine["split"] == 2).sum() == 1 and (mine["split"] == 1).sum() == 1
             last, before = (mine.loc[mine["split"] == code, "timestamp"].iloc[0] for code in (2, 1))
             assert mine["timestamp"].max() == last and mine.loc[mine["split"] == 0, "timestamp"].max() <= before <= last
+
+
+def test_everybody_keeps_a_training_row():
+    log = pd.DataFrame({"user": [0, 1, 1, 2, 2, 2], "timestamp": [1, 1, 2, 1, 2, 3], "rating": 5.0})
+    assert splits("leave-one-out", log)[1].tolist() == [0, 0, 2, 0, 1, 2]
+    log = pd.DataFrame({"user": np.repeat(np.arange(90), np.arange(90) % 3 + 1), "timestamp": 1, "rating": 5.0})
+    rows, split = splits("per-user", log, test=0.6, validation=0.35)
+    assert set(rows.loc[split == 0, "user_id"]) == set(range(1, 91)) and (split == 0).sum() < 100
 
 
 @pytest.mark.parametrize("split", ["random", "per-user", "stratified"])
@@ -188,6 +201,47 @@ def test_rows_know_what_brute_force_knows(pipeline):
             np.testing.assert_allclose(getattr(row, f"{who}_days_since_last"), last)
 
 
+def test_residuals_and_pairs_are_what_brute_force_knows(tmp_path):
+    """From the written ratings alone; a row's expected rating is the other side's average so far, as if five ratings of the mean so far came first."""
+    metadata = write_metadata(tmp_path / "meta.json", 40)
+    ds = preprocess(tmp_path, random_log(500, 40, 40), "--metadata", str(metadata), "--split", "random", "--min-core", "0")
+    rows, rating, when = ds.reviews, ds.reviews["rating"].to_numpy(), ds.reviews["timestamp"].to_numpy()
+    train, category = (rows["split"] == "train").to_numpy(), ds.items["category"].to_numpy()[rows["item_id"]]
+    before = [train & (when < moment) for moment in when]
+    mine = {who: [rows[f"{who}_id"].to_numpy() == n for n in rows[f"{who}_id"]] for who in ("user", "item")}
+    same = {**mine, "user_category": [user & (category == c) & (c > 0) for user, c in zip(mine["user"], category)]}
+    residual = {}
+    for who, other in (("user", "item"), ("item", "user")):
+        mean = [rating[known].mean() if known.any() else np.nan for known in before]
+        residual[who] = rating - [(rating[m & k].sum() + 5 * prior) / ((m & k).sum() + 5) for m, k, prior in zip(mine[other], before, mean)]
+    residual["user_category"] = residual["user"]
+    for name, masks in same.items():
+        known = [m & k for m, k in zip(masks, before)]
+        found = [residual[name][k & ~np.isnan(residual[name])] for k in known]
+        np.testing.assert_array_equal(rows[f"{name}_review_count"], [k.sum() for k in known])
+        np.testing.assert_allclose(rows[f"{name}_avg_residual"], [f.mean() if len(f) else np.nan for f in found], rtol=1e-5, atol=1e-6)
+    assert rows["user_category_review_count"].max() > 3 and (category == 0).any()
+
+
+@pytest.mark.parametrize("who", ["user", "item"])
+def test_ids_without_training_rows_have_code_0(tmp_path, who):
+    ds = preprocess(tmp_path, random_log(400, 150, 150), "--min-core", "0")
+    ids = ds.reviews[f"{who}_id"]
+    trained = ids.isin(ids[ds.reviews["split"] == "train"])
+    assert 5 < (~trained).sum() < 100
+    assert stage1.field_codes(ds.reviews, ds.tables, ds.vocabularies)[f"{who}_id"].tolist() == ids.where(trained, 0).tolist()
+
+
+def test_the_column_that_fills_another_is_chosen_on_trained_ids():
+    """Over all ids, the others' noise correlates with the rank better than the popularity does."""
+    rng, trained = np.random.default_rng(0), np.arange(60) < 30
+    popularity = rng.normal(0, 1, 60)
+    rank = np.where(trained, 3 * popularity + 1, 1e6 * rng.random(60))
+    numbers = pd.DataFrame({"noise": np.where(trained, rng.normal(0, 1, 60), rank), "popularity": popularity, "rank": rank})
+    numbers.loc[50:, "rank"] = np.nan
+    np.testing.assert_allclose(stage1.impute(numbers, trained).loc[50:, "rank"], 3 * popularity[50:] + 1)
+
+
 def test_unusable_lines_are_told_with_their_line(tmp_path):
     log = random_log()
     path = write_log(tmp_path / "log.json", log)
@@ -213,6 +267,24 @@ def test_the_latest_of_repeated_pairs_stays(tmp_path):
     for row in again.itertuples():
         assert kept.get(f"U{row.user:05d}B{row.item:09d}", 1.0) == 1.0
     assert any("duplicate" in reason for reason in ds.index["rejected"])
+
+
+def test_rows_of_own_files_win_over_later_duplicates(tmp_path):
+    log = random_log(1000, 50, 50)
+    validation = log.sample(200, random_state=0).assign(timestamp=log["timestamp"].max() + 86_400, rating=2.0)
+    test = log.sample(200, random_state=1).assign(rating=1.0)
+    test.loc[test.index[:100], "timestamp"] = log["timestamp"].min() - 86_400  # before all others
+    parts, expected = {"train": log, "validation": validation, "test": test}, {}
+    for name, part in parts.items():
+        write_log(tmp_path / f"{name}.json", part)
+        expected |= {(f"U{r.user:05d}", f"B{r.item:09d}"): (name, r.rating) for r in part.itertuples()}
+    assert 0 < sum(name == "validation" for name, _ in expected.values()) < 200  # some are in all three files
+    train, *own = (str(tmp_path / f"{name}.json") for name in parts)
+    stage1.main(["--dataset", "amazon-reviews", "--input", train, "--validation-input", own[0], "--test-input", own[1], "--min-core", "0",
+                 "--output-dir", str(tmp_path / "out")])
+    ds = stage1.load_dataset(tmp_path / "out")
+    raw = zip(ds.users["user"].to_numpy()[ds.reviews["user_id"]], ds.items["item"].to_numpy()[ds.reviews["item_id"]])
+    assert dict(zip(raw, zip(ds.reviews["split"].astype(str), ds.reviews["rating"]))) == expected
 
 
 def test_a_log_without_times_says_which_splits_it_can_have(tmp_path):
