@@ -2,6 +2,7 @@
 
     python wide_deep_model.py                                      # processed_data/ -> best_wide_deep_model.pt
     python wide_deep_model.py --ablations --refit --epochs 30      # also wide only and deep only; final model on all rows
+    torchrun --nproc-per-node=2 wide_deep_model.py                 # each process on its share of the rows
 
 Reads   processed_data/ as stage 1 wrote it (verified against dataset.json).
 Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, histories), and beside it
@@ -15,22 +16,23 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
 import io
 import json
 import math
+import os
 import resource
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import csr_matrix, diags, issparse
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
@@ -39,12 +41,10 @@ import amazon_preprocessing as stage1
 from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Features, InputError, Parser, fraction, load_dataset, run_script
 
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
-ID_DROPOUT = 0.05  # share of training rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids
-EMBEDDING_STD = 0.005
+ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids; start
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
-ADAGRAD_START = 10.0
-ROW_ADAM_EPS = 10.0
+ADAGRAD_START = ROW_ADAM_EPS = 10.0
 ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
 SCORE_BLOCK, USER_BLOCK = 16_384, 256  # rows, and users of lists, scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
@@ -54,8 +54,9 @@ TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that 
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
+RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT, LAST, HISTORY = 5, "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 6, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -153,37 +154,29 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Touches only the rows of a table that have a gradient: the arithmetic of torch's sparse optimizers without their temporary
-    sparse tensors, which took a third of a step. "statistics" are tables of its size with their start values."""
+    """Adam, or where there is an "l1" Adagrad, that touches only the rows of a table that have a gradient: the arithmetic of torch's sparse
+    optimizers without their temporary sparse tensors, which took a third of a step. "statistics" are tables of its size, with their start."""
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            change = self.adagrad if "l1" in group else self.adam
             for table in group["params"]:
                 gradient, state = (table.grad if table.grad.is_sparse else table.grad.to_sparse(1)).coalesce(), self.state[table]
                 if not state:
                     state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
-                    if "l1" in group:  # weights that are not 0, of a warm start, begin with the sum of gradients that would have led to them
+                    if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
                         state["shift"] = -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]
                 state["step"] += 1
                 rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
-                parts = [whole.index_select(0, rows) for whole in wholes]
-                values, weights = gradient.values(), table.index_select(0, rows) if "l1" in group or group["weight_decay"] else None
-                if group["weight_decay"]:
-                    values = values.add(weights, alpha=group["weight_decay"])
-                table.index_add_(0, rows, self.change(values, weights, *parts, state["step"], group))
+                parts, decay = [whole.index_select(0, rows) for whole in wholes], group["weight_decay"]
+                weights = table.index_select(0, rows) if decay or "l1" in group else None
+                values = gradient.values().add(weights, alpha=decay) if decay else gradient.values()
+                table.index_add_(0, rows, change(values, weights, *parts, state["step"], group))
                 for whole, part in zip(wholes, parts):
                     whole.index_copy_(0, rows, part)
 
-
-class RowAdagrad(RowOptimizer):
-    def change(self, gradient: Tensor, weights: Tensor | None, total: Tensor, step: int, group: dict) -> Tensor:
-        """Duchi et al. 2011."""
-        return gradient.div(total.addcmul_(gradient, gradient).sqrt().add_(group["eps"])).mul_(-group["lr"])
-
-
-class RowAdam(RowOptimizer):
-    def change(self, gradient: Tensor, weights: Tensor | None, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
+    def adam(self, gradient: Tensor, _: Tensor | None, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
         """Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction."""
         beta1, beta2 = group["betas"]
         mean.lerp_(gradient, 1 - beta1)
@@ -191,10 +184,8 @@ class RowAdam(RowOptimizer):
         rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
         return mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
 
-
-class RowFTRL(RowOptimizer):
-    def change(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
-        """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the start value of the sum stands for its beta. Without L1 it is Adagrad."""
+    def adagrad(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
+        """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the sum starts at its beta squared. Without L1: Adagrad, Duchi et al. 2011."""
         before, after = total.sqrt(), total.addcmul_(gradient, gradient).sqrt()
         shift.add_(gradient).sub_((after - before) * weights / group["lr"])
         return F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after - weights
@@ -202,27 +193,44 @@ class RowFTRL(RowOptimizer):
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
     """Adagrad or FTRL for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
-    def optimizer(name: str, lr: float, parameters: list[nn.Parameter], of_rows: bool) -> torch.optim.Optimizer:
+    def optimizers(name: str, lr: float, tables: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
         start, settings = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
-        if name == "ftrl":
-            return RowFTRL(parameters, settings | {"l1": args.wide_l1 / args.batch_size, "statistics": {"shift": 0.0, "sum": start}})
-        if name == "adagrad" and of_rows:
-            return RowAdagrad(parameters, settings | {"eps": 1e-10, "statistics": {"sum": start}})
-        if name == "adagrad":
-            return torch.optim.Adagrad(parameters, **settings, initial_accumulator_value=start)
-        if of_rows:
-            return RowAdam(parameters, settings | ADAM | {"eps": ROW_ADAM_EPS / args.batch_size})
-        return torch.optim.Adam(parameters, **settings, fused=True)
+        if name == "adam":
+            of_rows = ADAM | {"eps": ROW_ADAM_EPS / args.batch_size}
+            return [RowOptimizer(tables, settings | of_rows), torch.optim.Adam([{"params": others}], **settings, fused=True)]
+        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "statistics": {"shift": 0.0, "sum": start}}
+        return [RowOptimizer(tables, settings | of_rows), torch.optim.Adagrad([{"params": others}], **settings, initial_accumulator_value=start)]
 
-    wide, deep = (args.wide_optimizer, args.wide_lr), (args.deep_optimizer, args.deep_lr)
-    found = [] if model.component == "deep" else [optimizer(*wide, [model.wide.weight], True)]
-    found += [optimizer(*wide, [model.linear], False)] if found and model.wide_numeric else []
     if model.component == "wide":
-        return [*found, optimizer(args.wide_optimizer.replace("ftrl", "adagrad"), args.wide_lr, [model.bias], False)]  # the bias is not shrunk
-    return [*found, optimizer(*deep, [model.embedding.weight], True), optimizer(*deep, [model.bias, *model.mlp.parameters()], False)]
+        return optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], [model.bias])  # the bias is not shrunk
+    wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], []) if model.component == "wide-deep" else []
+    return wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
 
 
 # ------------------------------------------------------------------------------------------------------------- training
+@contextmanager
+def workers(device: str) -> Iterator[None]:
+    """Inside, the processes of torchrun train together, each on its share of the rows; the first alone fits lists, writes and talks."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
+    sys.stdout = None if RANK else sys.stdout
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
+    distributed.destroy_process_group()
+
+
+def share_gradient(table: nn.Parameter) -> None:
+    """Make a table's sparse gradient the mean of all workers': ids and values are gathered, as backends do not reduce sparse tensors well."""
+    parts = table.grad._indices(), table.grad._values() / WORKERS
+    gathered = [[torch.empty_like(part) for _ in range(WORKERS)] for part in parts]
+    for of_all, part in zip(gathered, parts):
+        distributed.all_gather(of_all, part)
+    table.grad = torch.sparse_coo_tensor(torch.cat(gathered[0], 1), torch.cat(gathered[1]), table.shape, check_invariants=False)
+
+
 class Rows(TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
@@ -233,8 +241,7 @@ class Rows(TensorDataset):
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
         blocks = [self.tensors] if order is None else ([t[chosen] for t in self.tensors] for chosen in order.split(size * 64))
-        for block in blocks:
-            yield from zip(*(t.split(size) for t in block))
+        return (batch for block in blocks for batch in zip(*(t.split(size) for t in block)))
 
 
 class Training:
@@ -247,23 +254,24 @@ class Training:
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
-        self.optimizers = make_optimizers(self.model, args)
-        self.parts = [self.model, *([self.mean] if self.mean else []), *self.optimizers]
-        self.start = {}  # how the model of a warm start validates
+        self.optimizers, self.forward, self.tables = make_optimizers(self.model, args), self.model, []
+        if WORKERS > 1:
+            names, self.tables = zip(*((name, p) for name, p in self.model.named_parameters() if name in ("wide.weight", "embedding.weight")))
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
+            self.forward = DistributedDataParallel(self.model)
+        self.parts, self.start = [self.model, *([self.mean] if self.mean else []), *self.optimizers], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
         self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
 
     def state_dict(self) -> dict:
-        return {"parts": [part.state_dict() for part in self.parts], "rng": torch.get_rng_state(), "start": self.start,
-                "cuda_rng": torch.cuda.get_rng_state() if self.args.device == "cuda" else None}
+        return {"parts": [p.state_dict() for p in self.parts], "rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        torch.cuda.set_rng_state_all(state["cuda"])
         self.start = state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,26 +280,28 @@ class Training:
         return tuple(ids.masked_fill((hidden & holds).any(0), 0) for ids, holds in zip((wide, deep), self.holds))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
-        """One pass over the shuffled rows; the mean training loss. It ends early once the loss is no number."""
+        """One pass over this worker's rows in a new order; their mean loss. It ends early once the loss is no number."""
         self.model.train()
         total, steps = torch.zeros((), device=self.args.device), 0
-        for wide, deep, numeric, target in rows.batches(self.args.batch_size, torch.randperm(len(rows)).to(self.args.device)):
+        for wide, deep, numeric, target in rows.batches(-(-self.args.batch_size // WORKERS), torch.randperm(len(rows)).to(self.args.device)):
             if len(target) == 1 and self.args.batch_norm:  # a left-over row has no variance
                 continue
             wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
-                logit = self.model(wide, deep, numeric)
+                logit = self.forward(wide, deep, numeric)
             loss = self.loss(logit.float(), target)
             loss.backward()
+            for table in self.tables:
+                share_gradient(table)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
             total, steps = total + loss.detach() * len(target), steps + 1
-            bar.update(len(target))
+            bar.update(len(target) * WORKERS)
             if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
-                bar.set_postfix(loss=f"{float(total) / (steps * self.args.batch_size):.4f}")
+                bar.set_postfix(loss=f"{WORKERS * float(total) / (steps * self.args.batch_size):.4f}")
                 if not total.isfinite():
                     break
         return float(total) / len(rows)
@@ -390,8 +400,7 @@ class Taste(nn.Module):
         self.liked, self.item = (nn.Embedding(len(popularity), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
         self.hidden, self.scale = nn.Linear(*TASTE), nn.Parameter(torch.tensor(0.3))
         nn.init.normal_(self.liked.weight, std=0.5 * len(popularity) ** -0.5)
-        nn.init.normal_(self.item.weight, std=0.01)
-        self.item.weight.data[:, -1] = torch.from_numpy(popularity).log1p()
+        nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(popularity).log1p()
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
@@ -424,10 +433,10 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and
-    (rounds, scale): `chosen` if given, else those with which the validation users' lists are best, scale 0 where they are without it.
-    The pairs that a user is trained with were fitted on the other folds of users: had they seen what is to be found, they would leave the
-    network nothing to learn. A whole history sums more pairs than a visible part, so a further scale is chosen too."""
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and (rounds,
+    scale): `chosen`, or those with which validation users' lists are best, scale 0 where they are without it; a whole history sums more pairs
+    than a visible part. The pairs that a user is trained with were fitted on other folds of users: those that saw what is to be found would
+    leave the network nothing to learn."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
@@ -436,7 +445,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    of_rows = RowAdam([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
+    of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
     rounds, best_taste, setting, best_quality = [0.0], taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
@@ -467,8 +476,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
 @torch.inference_mode()
 def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[np.ndarray, np.ndarray]:
     """Wide and deep part of the scores, float32 [histories, items + 1]; the unknown item, column 0, is -inf."""
-    wide = history @ pairs
-    wide = wide.toarray() if issparse(wide) else wide
+    wide = (history @ pairs).toarray() if issparse(pairs) else history @ pairs
     wide[:, 0] = -math.inf
     return wide, taste(history).cpu().numpy() if taste else np.zeros_like(wide)
 
@@ -523,9 +531,10 @@ class Run:
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
         known, held = (ds.reviews[ds.reviews["split"].isin(splits)] for splits in (["train", "validation"][: 1 + refit], ["validation"]))
         features = Features(ds.tables, ds.vocabularies, config)
-        served = self_contained(ds, features, config) | {"lists": self.fit_lists(component, refit)}
-        train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known, held))
-        training = Training(args, config, features, float(train.tensors[-1].mean()))
+        served = self_contained(ds, features, config) | {"lists": {} if RANK else self.fit_lists(component, refit)}
+        share = len(known) // WORKERS  # the same for every worker; fewer rows than there are workers are left out
+        train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known.iloc[RANK * share :][:share], held))
+        training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
         if name in self.resumed:
             with opened(self.last, "start without --resume") as saved:
                 training.load_state_dict(saved["training"])
@@ -537,17 +546,19 @@ class Run:
         history = self.histories.setdefault(name, [])
         epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
         while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
-            number, started = len(history) + 1, time.perf_counter()
-            with tqdm(total=len(train), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
+            number, rows, started = len(history) + 1, len(train) * WORKERS, time.perf_counter()
+            with tqdm(total=rows, desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=RANK > 0 or None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
             seconds = time.perf_counter() - started
             metrics = {} if refit else validate(training.kept, validation, config)
             if not math.isfinite(loss + metrics.get("validation_loss", 0)):
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr")
             memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(train) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
+            speed = {"seconds": round(seconds, 3), "rows_per_s": round(rows / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
+            if RANK:
+                continue
             checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
             if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
                 save(path, checkpoint)
@@ -558,8 +569,7 @@ class Run:
         print(f"{name}: {describe(final)} -> {path}")
 
     def fit_lists(self, component: str, refit: bool) -> dict:
-        """What lists are made of: histories; pairs, whose penalty the validation users choose; with --objective ranking also the network
-        beside them, or instead of them for a model that has only its deep part."""
+        """What lists are made of: histories; pairs, whose penalty validation users choose; with --objective ranking the network too (deep: alone)."""
         component = component if self.args.objective == "ranking" else "wide"
         if (component, refit) not in self.lists:
             chosen = self.fit_lists(component, False)["chosen"] if refit else None
@@ -573,8 +583,8 @@ class Run:
             if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
                 taste, chosen = fit_taste(history, pairs, penalty, held, chosen, self.args)
             told = (f"penalty {penalty[0]:g}, constant {penalty[1]}" if penalty else "no pairs") + (f", network {chosen} (rounds, scale)" if chosen else "")
-            told += ", refit" if refit else f", validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
-            print(f"{component} lists: {told}, {time.perf_counter() - begin:.1f} s", flush=True)
+            found = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
+            print(f"{component} lists: {told}, {found}, {time.perf_counter() - begin:.1f} s", flush=True)
             saved = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}}
             self.lists[component, refit] = saved | {"chosen": chosen}
         return self.lists[component, refit]
@@ -592,8 +602,8 @@ def quality(record: dict) -> float:
 
 
 def describe(record: dict) -> str:
-    metrics = [name for name in record if name.startswith(("train_", "validation_"))]
-    return f"epoch {record['epoch']}: " + ", ".join(f"{name.replace('_', ' ')} {record[name]:.4f}" for name in metrics)
+    metrics = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith(("train_", "validation_")))
+    return f"epoch {record['epoch']}: " + ", ".join(metrics)
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
@@ -619,20 +629,13 @@ def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
         "format": FORMAT,
         "config": config,
         "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
-        **{f"{who}s": {name: pack(table[name]) for name in table} for who, table in features.tables.items()},
+        **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
         "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
         "last_training_timestamp": ds.index["last_training_timestamp"],
         "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
         "fingerprint": ds.index["fingerprint"],
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
     }
-
-
-def pack(column: pd.Series) -> Tensor | str:
-    """A table column as a tensor, or, where it holds text, as one JSON text: pickling many small strings takes seconds."""
-    if column.dtype.kind in "if":
-        return torch.from_numpy(column.to_numpy(copy=True))
-    return json.dumps([None if pd.isna(value) else str(value) for value in column])
 
 
 def pack_matrix(matrix: np.ndarray | csr_matrix) -> dict[str, Tensor]:
@@ -668,15 +671,14 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {remedy}") from None
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
-        reason = "" if isinstance(error, UnpicklingError) else f": {str(error)[:200]}"
+        reason = "" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}"
         raise InputError(f"{path} is not a usable checkpoint ({type(error).__name__}{reason}); {remedy}") from None
 
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
     """The trained model, ready to predict and recommend by raw id, from the checkpoint alone; InputError where that is not possible."""
-    device = choose_device(device)
     with opened(path, "train it: python wide_deep_model.py") as saved:
-        return Recommender(saved, device)
+        return Recommender(saved, choose_device(device))
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
@@ -685,10 +687,9 @@ class Recommender:
     and `dataset` say where it came from; `users` and `items` are the tables of stage 1."""
 
     def __init__(self, saved: dict, device: str) -> None:
-        self.config, self.history, self.fingerprint, self.dataset = saved["config"], saved["history"], saved["fingerprint"], saved["dataset"]
-        self.epoch, self.versions, self.moment, self.device = saved["epoch"], saved["versions"], saved["last_training_timestamp"], device
-        self.users, self.items = (pd.DataFrame({name: json.loads(column) if isinstance(column, str) else column.numpy()
-                                                for name, column in saved[table].items()}) for table in ("users", "items"))
+        self.config, self.history, self.epoch, self.fingerprint = saved["config"], saved["history"], saved["epoch"], saved["fingerprint"]
+        self.dataset, self.versions, self.moment, self.device = saved["dataset"], saved["versions"], saved["last_training_timestamp"], device
+        self.users, self.items = (pd.read_parquet(io.BytesIO(saved[table])) for table in ("users", "items"))
         self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.model, self.taste = WideDeep(self.features, self.config), Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
@@ -725,21 +726,19 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that
-        somebody liked, for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the
-        history are left out unless `keep_seen`; fewer rows come back where the catalogue ends. With `diversify` the best
-        are chosen one by one, and each chosen item lowers the score of all others of its category by that much."""
+        """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that somebody liked,
+        for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the history are left out unless
+        `keep_seen`; fewer rows come back where the catalogue ends. Each chosen item lowers the score of others of its category by `diversify`."""
         code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
         liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
         row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
         score, category, ids = wide + deep, self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
-        while diversify and len(ids) < n and score.max() > -math.inf:
+        while len(ids) < n and score.max() > -math.inf:
             ids.append(int(score.argmax()))
-            score[category == category[ids[-1]]] -= diversify
+            score[category == category[ids[-1]] if diversify else []] -= diversify
             score[ids[-1]] = -math.inf
-        ids = ids if diversify else best(score, n)
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": (wide + deep)[ids], "wide": wide[ids], "deep": deep[ids]})
 
@@ -793,7 +792,8 @@ def main(argv: list[str] | None = None) -> None:
     if empty := [split for split in ("train", "validation") if not ds.index["rows"][split]]:
         raise InputError(f"{args.data_dir} has no {empty[0]} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    Run(args, ds).execute()
+    with workers(args.device) if WORKERS > 1 else nullcontext():
+        Run(args, ds).execute()
 
 
 if __name__ == "__main__":

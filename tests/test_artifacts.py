@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -486,6 +487,11 @@ def test_a_checkpoint_cut_off_flipped_or_gone(copy):
     no_model(path)
 
 
+def change_table(name: str, function):
+    """A damage of the users' or items' table of a checkpoint."""
+    return change((name,), lambda table: function(pd.read_parquet(io.BytesIO(table))).to_parquet(index=False))
+
+
 PARTS = ("format", "config", "vocabularies", "users", "items", "seen", "last_training_timestamp", "dataset", "fingerprint", "versions",
     "state_dict", "lists", "epoch", "history")
 WRONG_MODELS = {
@@ -494,19 +500,20 @@ WRONG_MODELS = {
        for kind, value in (("a number", 3), ("a list", []), ("a tensor", torch.ones(3)), ("empty", {}), ("nothing", None))},
     **{f"config without {name}": change(("config", name), KeyError) for name in ("wide", "categorical", "numeric", "embedding_dim",
         "hidden", "component")},
-    **{f"no {name} of {table}": change((table, name), KeyError) for table, names in (
+    **{f"no {name} of {table}": change_table(table, lambda t, name=name: t.drop(columns=name)) for table, names in (
         ("users", ("user", "train_count", "user_avg_rating")), ("items", ("item", "category", "title", "train_count"))) for name in names},
     "format": change(("format",), 99), "another dimension": change(("config", "embedding_dim"), 3),
     "more layers": change(("config", "hidden"), [8, 8]),
     "other features": change(("config", "numeric"), lambda n: n[:-1]),
     "an unknown feature": change(("config", "wide"), lambda w: [*w, "nonsense"]),
-    "a bad activation": change(("config", "activation"), "system"), "short users": change(("users", "train_count"), lambda t: t[:-1]),
+    "a bad activation": change(("config", "activation"), "system"), "short users": change_table("users", lambda t: t[:-1]),
     "no weights": change(("state_dict", "embedding.weight"), KeyError),
     "weights of another shape": change(("state_dict", "wide.weight"), lambda w: w[:-1]),
     "NaN weights": change(("state_dict", "wide.weight"), lambda w: w * float("nan")),
     "an offset too large": change(("seen", "offsets"), lambda o: o + 10**6),
-    "category too large": change(("items", "category"), lambda c: c + 1),
-    "category below 0": change(("items", "category"), lambda c: c - 1),
+    "category too large": change_table("items", lambda t: t.assign(category=t["category"] + 1)),
+    "category below 0": change_table("items", lambda t: t.assign(category=t["category"] - 1)),
+    "category is a word": change_table("items", lambda t: t.assign(category="x")), "half a table": change(("users",), lambda t: t[: len(t) // 2]),
     "seen items too large": change(("seen", "items"), lambda i: i + 10**6),
     "seen items below 0": change(("seen", "items"), lambda i: i - 10**6),
     "seen items are words": change(("seen", "items"), ["x"]), "offsets fall": change(("seen", "offsets"), lambda o: o.flip(0)),
@@ -518,7 +525,7 @@ WRONG_MODELS = {
     "likes too large": change(("lists", "likes", "items"), lambda i: i + 10**6), "likes below 0": change(("lists", "likes", "items"), lambda i: i - 9),
     "likes without offsets": change(("lists", "likes", "offsets"), KeyError), "few likes": change(("lists", "likes", "offsets"), lambda o: o[:-2]),
     "no likes": change(("lists", "likes"), KeyError),
-    "states are short": change(("users", "user_avg_rating"), lambda t: t[:-1]),
+    "states are words": change_table("users", lambda t: t.assign(user_avg_rating="x")),
 }
 
 

@@ -1,0 +1,100 @@
+"""Training by several processes of torchrun: the weights of one process, one checkpoint, and what is left when a process dies."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import wide_deep_model as stage2
+from tests.conftest import preprocess, random_log
+
+ROOT = Path(stage2.__file__).parent
+FLAGS = ["--embedding-dim", "8", "--hidden", "16", "--device", "cpu", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """An even number of training rows, so that none is left out by two workers."""
+    folder = tmp_path_factory.mktemp("workers")
+    log = random_log(3001, 150, 80)
+    ds = preprocess(folder, log, "--split", "random", "--min-core", "0")
+    if ds.index["rows"]["train"] % 2:
+        ds = preprocess(folder, log.iloc[1:], "--split", "random", "--min-core", "0")
+    assert ds.index["rows"]["train"] % 2 == 0
+    return ds.folder
+
+
+def start(folder: Path, data: Path, *flags: str, changes: str = "") -> subprocess.Popen:
+    """wide_deep_model.py in two processes, with changes of its constants."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport wide_deep_model as stage2\n{changes}\n"
+                      "if __name__ == '__main__':\n    sys.exit(stage2.run_script(stage2.main))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *stage2_flags(folder, data, *flags)]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stage2_flags(folder: Path, data: Path, *flags: str) -> list[str]:
+    return ["--data-dir", str(data), "--checkpoint", str(folder / "best.pt"), *FLAGS, *flags]
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("flags", [["--component", "wide-deep"], ["--component", "wide", "--wide-optimizer", "ftrl", "--wide-l1", "0.5"],
+                                   ["--objective", "rating", "--deep-optimizer", "adagrad", "--wide", "user_id", "item_age_days"]], ids=str)
+def test_two_workers_end_with_the_weights_of_one_process(data, tmp_path, flags, monkeypatch, capsys):
+    """Batches of all rows, nothing hidden: the mean of two halves' gradients is the gradient of the whole."""
+    flags = [*flags, "--batch-size", "4000", "--epochs", "3", "--patience", "3", "--deep-lr", "0.01", "--wide-lr", "0.1"]
+    two = start(tmp_path / "two", data, *flags, changes="stage2.ID_DROPOUT = 0.0")
+    monkeypatch.setattr(stage2, "ID_DROPOUT", 0.0)
+    stage2.main(stage2_flags(tmp_path / "one", data, *flags))
+    lines = [len(finished(two).splitlines()), len(capsys.readouterr().out.splitlines())]
+    assert lines[0] == lines[1]  # the first worker alone talks
+    found, expected = (weights(tmp_path / name / stage2.LAST) for name in ("two", "one"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-4, atol=1e-6, msg=name)
+        assert value.numel() == 0 or value.abs().max() > 0
+
+
+def test_a_killed_worker_ends_the_run_which_resumes_to_the_very_same_weights(data, tmp_path):
+    flags = ["--batch-size", "64", "--patience", "1000", "--dropout", "0.2"]
+    process = start(tmp_path / "killed", data, *flags, "--epochs", "1000")
+    try:
+        while "epoch 2" not in process.stdout.readline():
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"script.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0 and "SIGKILL" in err
+    told = [line for line in err.splitlines() if line.startswith("script.py: error: worker 0 of 2 failed or lost another")]
+    assert all("go on from the last epoch with --resume" in line for line in told)  # none where torchrun was quicker to stop it
+    assert stage2.load_model(tmp_path / "killed" / "best.pt", "cpu").recommend(n=3)["item"].is_unique
+    epochs = ["--epochs", str(torch.load(tmp_path / "killed" / stage2.LAST, weights_only=True)["epoch"] + 2)]
+    whole = start(tmp_path / "whole", data, *flags, *epochs)
+    finished(start(tmp_path / "killed", data, *flags, "--resume", *epochs))
+    finished(whole)
+    resumed = weights(tmp_path / "killed" / stage2.LAST)
+    for name, value in weights(tmp_path / "whole" / stage2.LAST).items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_wrong_flag_ends_all_workers(data, tmp_path):
+    process = start(tmp_path, data, "--deep-lr", "-1")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "script.py: error: --deep-lr must be above 0" in err and not (tmp_path / "best.pt").exists()
