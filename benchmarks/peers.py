@@ -57,7 +57,7 @@ def raw_rows(data: Path, n_train: int, n_test: int, folder: Path) -> None:
         frame = {"user": ds.users["user"].to_numpy()[rows["user_id"]], "item": items["item"].to_numpy()}
         frame |= {name: np.array(words[name], dtype=str)[rows[name]] for name in ("month", "period")}
         frame["category"] = np.array(words["category"], dtype=str)[items["category"]]
-        frame |= {f"{who}_mean": rows[f"{who}_avg_rating"].fillna(ds.reviews["rating"].mean()).to_numpy() for who in ("user", "item")}
+        frame |= {f"{who}_mean": rows[f"{who}_avg_rating"].astype(float).fillna(ds.reviews["rating"].mean()).to_numpy() for who in ("user", "item")}
         pd.DataFrame(frame | {"label": rows["label"].to_numpy()}).to_parquet(folder / f"{split}.parquet")
 
 
@@ -206,29 +206,24 @@ SYSTEMS = {OURS: Ours, BRIEF: Brief, DEEPCTR: DeepCTR, WIDEDEEP: WideDeepPeer, P
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
-def auc(label: np.ndarray, score: np.ndarray) -> float:
-    likes, ranks = label == 1, pd.Series(score).rank().to_numpy()
-    return float((ranks[likes].sum() / likes.sum() - (likes.sum() + 1) / 2) / (~likes).sum())
-
-
 def measure(system: str, folder: Path, epochs: int) -> dict:
-    """In a process of its own: seconds of preprocessing, rows/s of every epoch and of scoring, AUC after every epoch, peak MB."""
+    """In a process of its own: seconds of preprocessing, rows/s of every epoch and of scoring, peak MB; the scores go to folder/scores.npy."""
     sys.meta_path.insert(0, NoImages())
     for module in SYSTEMS[system].needs:
         importlib.import_module(module)
     train, test = (pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test"))
     before, begin = peak_mb(), time.perf_counter()
     model = SYSTEMS[system](train, test)
-    found = {"preprocessing_s": time.perf_counter() - begin, "train_rows_per_s": [], "score_rows_per_s": [], "auc": []}
+    found, scores = {"preprocessing_s": time.perf_counter() - begin, "train_rows_per_s": [], "score_rows_per_s": []}, []
     for _ in range(epochs):
         begin = time.perf_counter()
         rows = model.fit()
         found["train_rows_per_s"].append(rows / (time.perf_counter() - begin))
         if model.predict:
             begin = time.perf_counter()
-            score = model.predict()
+            scores.append(model.predict())
             found["score_rows_per_s"].append(len(test) / (time.perf_counter() - begin))
-            found["auc"].append(auc(test["label"].to_numpy(), score))
+    np.save(folder / "scores.npy", scores)
     return found | {"peak_mb": peak_mb(), "work_mb": peak_mb() - before}
 
 
@@ -266,7 +261,9 @@ def interpreter(system: str) -> Path:
     return python
 
 
-def report(turns: list[dict[str, dict]], systems: Iterable[str]) -> None:
+def report(turns: list[dict[str, dict]], label: np.ndarray, systems: Iterable[str]) -> None:
+    from wide_deep_model import auc  # only now: a child's peak memory counts what this process holds
+
     def median(system: str, value: str) -> float:
         return statistics.median(float(np.median(turn[system][value])) for turn in turns)
 
@@ -280,14 +277,14 @@ def report(turns: list[dict[str, dict]], systems: Iterable[str]) -> None:
     print("|---" * 7 + "|")
     for system in systems:
         speed = f"{median(system, 'preprocessing_s'):.2f} s | {median(system, 'train_rows_per_s'):,.0f} | "
-        speed += f"{median(system, 'score_rows_per_s'):,.0f}" if turns[0][system]["auc"] else "-"
-        quality = ", ".join(f"{value:.4f}" for value in np.median([turn[system]["auc"] for turn in turns], axis=0)) or "-"
-        print(f"| {system} | {speed} | {median(system, 'peak_mb'):,.0f} | {median(system, 'work_mb'):,.0f} | {quality} |")
+        speed += f"{median(system, 'score_rows_per_s'):,.0f}" if turns[0][system]["scores"].size else "-"
+        quality = ", ".join(f"{np.median([auc(label, score) for score in epoch]):.4f}" for epoch in zip(*(turn[system]["scores"] for turn in turns)))
+        print(f"| {system} | {speed} | {median(system, 'peak_mb'):,.0f} | {median(system, 'work_mb'):,.0f} | {quality or '-'} |")
     print("\n| times as fast, or as much memory | preprocessing | training | training in bfloat16 | scoring | peak memory | beyond |\n" + "|---" * 7 + "|")
     for system in systems:
         if system not in (OURS, BRIEF):
             of = [ratio(OURS, system, "preprocessing_s"), *(ratio(ours, system, "train_rows_per_s") for ours in (OURS, BRIEF))]
-            of += [ratio(OURS, system, value) if turns[0][system]["auc"] else "-" for value in ("score_rows_per_s", "peak_mb", "work_mb")]
+            of += [ratio(OURS, system, value) if turns[0][system]["scores"].size else "-" for value in ("score_rows_per_s", "peak_mb", "work_mb")]
             print(f"| {system} | " + " | ".join(of) + " |")
 
 
@@ -301,8 +298,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[*SYSTEMS], metavar="NAME", help=f"beside ours: of {', '.join(SYSTEMS)}")
     parser.add_argument("--step", nargs=2, metavar=("SYSTEM", "FOLDER"), help=argparse.SUPPRESS)  # what a process of its own does
     args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
     if args.step:
-        sys.path.insert(0, str(ROOT))
         system, folder = args.step[0], Path(args.step[1])
         if system in SYSTEMS:
             told = measure(system, folder, args.epochs)
@@ -327,7 +324,9 @@ def main() -> None:
             for system, python in pythons.items():
                 turns[-1][system] = step(python, system)
                 print(f"turn {turn + 1}, {system}: {turns[-1][system]}", file=sys.stderr, flush=True)
-    report(turns, systems)
+                turns[-1][system]["scores"] = np.load(Path(folder) / "scores.npy")
+        label = pd.read_parquet(Path(folder) / "test.parquet")["label"].to_numpy()
+    report(turns, label, systems)
     print("\nmatrix products: " + ", ".join(f"{kind} {rate:,.0f} GFLOP/s" for kind, rate in rates.items()))
 
 
