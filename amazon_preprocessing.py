@@ -51,8 +51,8 @@ DAMPING = 5.0  # an average counts as if this many ratings at the training mean 
 QUANTILES = 101  # knots of a numeric feature's distribution function
 PARQUET_ROW_GROUP = 262_144
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
-REVIEWS, USERS, ITEMS = "processed_reviews.parquet", "users.parquet", "items.parquet"
-VOCABULARIES, REJECTED, EXPLORATION, INDEX = "vocabularies.pkl", "rejected_rows.jsonl", "exploration.png", "dataset.json"
+DATA = REVIEWS, USERS, ITEMS, VOCABULARIES = "processed_reviews.parquet", "users.parquet", "items.parquet", "vocabularies.pkl"  # for the later stages
+REJECTED, EXPLORATION, INDEX = "rejected_rows.jsonl", "exploration.png", "dataset.json"
 INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", "features", "positive_threshold", "rating_range", "last_training_timestamp")
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -172,22 +172,18 @@ def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Gene
     validation_fraction = 0.0 if args.validation_input else args.validation_fraction
     if args.test_input and not args.validation_input:  # fractions of the rows that are left to split
         validation_fraction = min(args.validation_fraction / (1 - args.test_fraction), 0.99)
-    choose = split_by_time if args.split == "time" else split_by_rank
-    split[free] = choose(args, rows.iloc[free], test_fraction, validation_fraction, rng)
+    if args.split == "time":  # the whole log cut at two moments: a row at the moment of a cut falls after it, so no moment is in two splits
+        times = rows[TIMESTAMP].to_numpy()[free]
+        if np.isnan(times).any():
+            raise InputError("--split time needs timestamps and this data set has none; it can have --split random, per-user, stratified, leave-one-out")
+        ordered = np.append(np.sort(times), np.inf)
+        split[free] = np.digitize(times, [ordered[round(len(free) * (1 - f))] for f in (test_fraction + validation_fraction, test_fraction)])
+    else:
+        split[free] = split_by_rank(args, rows.iloc[free], test_fraction, validation_fraction, rng)
     for code, wanted in ((0, True), (1, args.validation_fraction > 0), (2, args.test_fraction > 0)):
         if wanted and not (split == code).any():
             raise InputError(f"--split {args.split} leaves no {SPLITS[code]} rows among {len(rows):,}; choose another --split or larger fractions")
     return split
-
-
-def split_by_time(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
-    """The whole log cut at two moments: a row at the moment of a cut falls after it, so no moment is in two splits."""
-    times = rows[TIMESTAMP].to_numpy()
-    if np.isnan(times.astype(float)).any():
-        raise InputError("--split time needs timestamps and this data set has none; it can have --split random, per-user, stratified, leave-one-out")
-    ordered = np.append(np.sort(times), np.inf)
-    validation, test = (ordered[round(len(times) * (1 - f))] for f in (test_fraction + validation_fraction, test_fraction))
-    return np.where(times >= test, 2, np.where(times >= validation, 1, 0))
 
 
 def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
@@ -203,7 +199,7 @@ def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.nda
         test, held = (np.floor(size * fraction + rounding) for fraction in (test_fraction, test_fraction + validation_fraction))
     held = np.minimum(held, size - 1)  # everybody keeps a training row
     rank = rank_within(groups, keys)
-    return np.where(rank < np.minimum(test, held), 2, np.where(rank < held, 1, 0))
+    return (rank < held) + (rank < np.minimum(test, held)).astype(np.int8)
 
 
 def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
@@ -261,22 +257,20 @@ def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict
     """
     train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
     keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
-    values, tables, expected = {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows and rows[n].notna().any()}, {}, {}
+    values, tables, expected = {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows}, {}, {}
     overall = earlier_statistics(np.zeros(len(rows), np.int8), moment, train, {RATING: values[RATING]}, 1, False)[0]["avg_rating"]
     for who, size in sizes.items():
-        columns, state = earlier_statistics(keys[who], moment, train, values, size)
+        columns, state = earlier_statistics(keys[who], moment, train, values, size, timed)  # the place in a random order is no time
         expected[who] = damped(columns["avg_rating"], columns["review_count"], overall)
         if features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
-            leak = {n: value for n, value in earlier_statistics(keys[who], moment, np.ones_like(train), values, size)[1].items() if n in STATE}
+            leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, size, False)[1]
             columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
-        if not timed:  # the place in a random order is no time
-            columns, state = (found | {"last": np.nan, "first": np.nan} for found in (columns, state))
-        rows[f"{who}_days_since_last"] = ((moment - columns.pop("last")) / DAY_S).astype(np.float32)
+        rows[f"{who}_days_since_last"] = ((moment - columns.pop("last", np.nan)) / DAY_S).astype(np.float32)
         if who == "item":
-            rows["item_age_days"] = ((moment - columns.pop("first")) / DAY_S).astype(np.float32)
+            rows["item_age_days"] = ((moment - columns.pop("first", np.nan)) / DAY_S).astype(np.float32)
         for name in [name for name in STATE if name in columns]:
             rows[f"{who}_{name}"] = columns.pop(name).astype(np.int32 if name == "review_count" else np.float32)
-        ends = {f"{who}_{name}_timestamp": state[name] for name in ("last", "first")}
+        ends = {f"{who}_{name}_timestamp": state.get(name, np.nan) for name in ("last", "first")}
         trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=size)}
         tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state.get(name, np.nan) for name in STATE} | ends)
     for who, other in (("item", "user"), ("user", "item")):
@@ -285,16 +279,6 @@ def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict
         rows[f"{who}_avg_residual"], tables[who][f"{who}_avg_residual"] = known.astype(np.float32), ended
     rows["user_residual"] = residual.astype(np.float32)
     return tables
-
-
-def add_pair_history(rows: pd.DataFrame, moment: np.ndarray, vocabularies: dict) -> None:
-    """Add PAIR_STATE to every row, and its state at the end of training, by cross id, to the cross's specification."""
-    key, train, spec = rows["cross_user_category"].to_numpy(), (rows["split"] == 0).to_numpy(), vocabularies["crosses"]["cross_user_category"]
-    counted, spec["state"] = train & (key > 0), {}  # pairs outside the vocabulary, id 0, have no history of their own
-    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"], False)
-    for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
-        rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
-        vocabularies["numeric"][name] = fit_numeric(name, rows, train, {}, {"residual": 0.0})
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -311,7 +295,7 @@ def moment_values(timestamp_s: np.ndarray) -> dict[str, np.ndarray]:
 
 def encode_moments(timestamp_s: np.ndarray, vocabularies: dict) -> dict[str, np.ndarray]:
     """Codes of the CONTEXT fields; all 0 where there is no time (NaN)."""
-    return {name: encode(values, vocabularies[name]) for name, values in moment_values(timestamp_s).items()}
+    return {name: encode(values, vocabularies[name]).astype(np.int8) for name, values in moment_values(timestamp_s).items()}
 
 
 def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
@@ -351,14 +335,6 @@ def fit_numeric(name: str, rows: pd.DataFrame, train: np.ndarray, tables: dict[s
         return spec | {"mean": float(values.mean()), "deviation": float(values.std()) or 1.0}
     knots, first, repeats = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES)), return_index=True, return_counts=True)
     return spec | {"knots": knots.tolist(), "levels": ((first + (repeats - 1) / 2) / (QUANTILES - 1)).tolist()}
-
-
-def rating_bucket(who: str, frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> np.ndarray:
-    """Quantile bucket of the damped average rating, 1 .. RATING_BUCKETS; 0 where there is no earlier rating."""
-    name = f"{who}_avg_rating"
-    values = numeric_values(name, frame, tables, vocabularies["numeric"][name])
-    bucket = np.searchsorted(vocabularies["bucket_edges"][name], values, side="right") + 1
-    return np.where(frame[f"{who}_review_count"].to_numpy() > 0, bucket, 0).astype(np.int32)
 
 
 def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
@@ -402,7 +378,10 @@ def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabulari
         ids = frame[f"{who}_id"].to_numpy()
         codes |= {name: table[name].to_numpy()[ids] for name in vocabularies["categories"][who]}
         codes[f"{who}_id"] = np.where(table["train_count"].to_numpy()[ids] > 0, ids, 0)
-        codes[f"{who}_rating_bucket"] = rating_bucket(who, frame, tables, vocabularies)
+        average = f"{who}_avg_rating"
+        values = numeric_values(average, frame, tables, vocabularies["numeric"][average])
+        bucket = np.searchsorted(vocabularies["bucket_edges"][average], values, side="right") + 1
+        codes[f"{who}_rating_bucket"] = np.where(frame[f"{who}_review_count"] > 0, bucket, 0).astype(np.int32)
     return codes
 
 
@@ -467,26 +446,24 @@ def impute(numbers: pd.DataFrame, trained: np.ndarray) -> pd.DataFrame:
 def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabularies: dict) -> pd.DataFrame:
     """The table with what is known of users or items: a code per category, a 0/1 column per value of a field with several,
     numbers as they are. Missing is code 0, column field=<unknown>, NaN. Vocabularies are fitted on ids with training rows."""
-    trained, parts, numeric = table["train_count"].to_numpy() > 0, [table], []
+    trained, parts, vocabularies["attributes"][who] = table["train_count"].to_numpy() > 0, [table], []
     known = known.reindex(table[who]).reset_index(drop=True).rename(columns=lambda name: name if name in TEXTS else f"{who}_{name}")
     numbers = impute(known.select_dtypes("number").astype(np.float64), trained)
     for name, values in known.items():
         if name in numbers:
-            parts.append(numbers[name].astype(np.float32))
-            numeric.append(name)
-        elif values.map(lambda value: isinstance(value, (list, np.ndarray))).any():
-            hot = pd.get_dummies(values.explode()).groupby(level=0).max().loc[:, lambda hot, trained=trained: hot[trained].any()]
-            hot = hot[sorted(hot[trained].sum().nlargest(MULTI_HOT).index)].assign(**{UNKNOWN: values.isna()}).add_prefix(f"{name}=").astype(np.int8)
-            parts.append(hot)
-            vocabularies["groups"][name] = [*hot]
-            numeric += [*hot]
+            values = numbers[name].astype(np.float32)
+            vocabularies["attributes"][who].append(name)
+        elif values.map(pd.api.types.is_list_like).any():
+            hot = pd.get_dummies(values.explode()).groupby(level=0).max()
+            common = hot[trained].sum().loc[lambda counts: counts > 0].nlargest(MULTI_HOT).index
+            values = hot[sorted(common)].assign(**{UNKNOWN: values.isna()}).add_prefix(f"{name}=").astype(np.int8)
+            vocabularies["groups"][name] = [*values]
+            vocabularies["attributes"][who] += [*values]
         elif name != "title":
             vocabularies["categories"][who].append(name)
             vocabularies[name] = [UNKNOWN, *sorted(values[trained].dropna().unique().tolist())]
-            parts.append(pd.Series(encode(values, vocabularies[name]), name=name))
-        else:
-            parts.append(values)
-    vocabularies["attributes"][who] = numeric
+            values = pd.Series(encode(values, vocabularies[name]), name=name)
+        parts.append(values)
     return pd.concat(parts, axis=1)
 
 
@@ -505,7 +482,8 @@ def fit_vocabularies(args, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], 
 
 
 def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
-    """Fit every cross, given as name: (left, right), on the training rows; add the cross_* columns and the history of pairs to all rows."""
+    """Fit every cross, given as name: (left, right), on the training rows; add the cross_* columns and PAIR_STATE to all rows. The state of
+    pairs at the end of training stands, by cross id, in the specification of cross_user_category."""
     codes, train = field_codes(rows, tables, vocabularies), (rows["split"] == 0).to_numpy()
     sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
     sizes |= {name: len(vocabularies[name]) for name in codes if name in vocabularies}
@@ -513,13 +491,17 @@ def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: 
     for name, (left, right) in wanted.items():
         if unknown := {left, right} - sizes.keys():
             raise InputError(f"--cross {left}:{right}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
-        if right.startswith("user_") and not left.startswith("user_"):  # serving goes from the user to the items
-            left, right = right, left
+        left, right = sorted((left, right), key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
         spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
         rows[name] = cross_ids(codes[left], codes[right], spec)
         vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
     del codes
-    add_pair_history(rows, moment, vocabularies)
+    key, spec = rows["cross_user_category"].to_numpy(), vocabularies["crosses"]["cross_user_category"]
+    counted, spec["state"] = train & (key > 0), {}  # pairs outside the vocabulary, id 0, have no history of their own
+    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"], False)
+    for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
+        rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
+        vocabularies["numeric"][name] = fit_numeric(name, rows, train, {}, {"residual": 0.0})
 
 
 def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index], attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
@@ -532,39 +514,34 @@ def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index]
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
     vocabularies, tables = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}, {}
     for who, table in ((USER, attributes.users), (ITEM, products)):
-        if args.features == "honest":  # a site-wide figure contains what is to be predicted
-            table = table.drop(columns=[name for name in table if name.startswith("site_")])
-        tables[who] = add_attributes(who, state[who], table, vocabularies)
+        leaky = [name for name in table if name.startswith("site_") and args.features == "honest"]  # a site-wide figure contains what is to be predicted
+        tables[who] = add_attributes(who, state[who], table.drop(columns=leaky), vocabularies)
     fit_vocabularies(args, rows, tables, vocabularies)
-    for name, codes in encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies).items():
-        rows[name] = codes.astype(np.int8)
+    rows = rows.assign(**encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies))
     further = {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
     add_crosses(CROSSES | further, rows, moment, tables, vocabularies)
     return rows.drop(columns=["given", "user_residual", *(OWN_TEXT if args.features == "honest" else ())], errors="ignore"), tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
-def temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
 def replace_files(writers: dict[Path, Callable[[Path], None]]) -> None:
     """Write all files under temporary names beside them and flush them to disk, then rename all in this order: none is ever half-written."""
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in writers}
     try:
         for path, write in writers.items():
-            write(temporary(path))
-            with open(temporary(path), "rb") as handle:
+            write(temporary[path])
+            with open(temporary[path], "rb") as handle:
                 os.fsync(handle.fileno())
         for path in writers:
-            os.replace(temporary(path), path)
+            os.replace(temporary[path], path)
     finally:
         for path in writers:
-            temporary(path).unlink(missing_ok=True)
+            temporary[path].unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
+def describe_file(path: Path) -> dict:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def write_reviews(path: Path, rows: pd.DataFrame) -> None:
@@ -589,10 +566,10 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
     return function(tree) if isinstance(tree, kind) else tree
 
 
-def write_index(path: Path, index: dict, files: dict[str, Path]) -> None:
-    """dataset.json: the index with size and SHA-256 of the other files, which are still under their temporary names."""
-    index["files"] = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
-    contents = "".join(index["files"][name]["sha256"] for name in (REVIEWS, USERS, ITEMS, VOCABULARIES))
+def write_index(path: Path, index: dict) -> None:
+    """dataset.json: the index with size and SHA-256 of the other files, which are still under temporary names like its own."""
+    index["files"] = {name: describe_file(path.with_name(path.name.replace(INDEX, name))) for name in (*DATA, REJECTED, EXPLORATION)}
+    contents = "".join(index["files"][name]["sha256"] for name in DATA)
     index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
     path.write_text(json.dumps(index, indent=1) + "\n")
 
@@ -623,22 +600,19 @@ class Dataset:
 def load_dataset(folder: Path) -> Dataset:
     """Read and verify a folder written by this script. Raises InputError with the line to run where anything is amiss."""
     again = f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"
-    name, frames = INDEX, []
+    name = INDEX  # the file that an error is about
     try:
         index = json.loads((folder / INDEX).read_bytes())
-        missing = {*INDEX_KEYS} - index.keys() | {REVIEWS, USERS, ITEMS, VOCABULARIES} - index["files"].keys()
+        missing = {*INDEX_KEYS} - index.keys() | {*DATA} - index["files"].keys()
         require(not missing, f"it does not tell {', '.join(sorted(missing))}")
         for name, told in index["files"].items():
-            same = (folder / name).stat().st_size == told["bytes"] and sha256(folder / name) == told["sha256"]
-            require(same, f"it is not the file that {INDEX} names")
-        for name in (REVIEWS, USERS, ITEMS):
-            frames.append(pq.read_table(folder / name).to_pandas())
+            require(describe_file(folder / name) == told, f"it is not the file that {INDEX} names")
+        frames = [pq.read_table(folder / (name := table)).to_pandas() for table in (REVIEWS, USERS, ITEMS)]
         name = VOCABULARIES
         vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
         vocabularies["crosses"] = convert(vocabularies["crosses"], list, np.array)
         dataset, name = Dataset(folder, index, *frames, vocabularies), ""
         check_dataset(dataset)
-        use_once(dataset)
         return dataset
     except FileNotFoundError:
         raise InputError(f"{folder / name} is missing{again}") from None
@@ -653,7 +627,7 @@ def require(true: bool, otherwise: str) -> None:
 
 def check_dataset(ds: Dataset) -> None:
     """Refuse artifacts that contradict their contract: later stages index by these codes without looking again."""
-    words, split = ds.vocabularies, pd.Index(SPLITS).get_indexer(ds.reviews["split"].astype(str))
+    words, split = ds.vocabularies, pd.Index(SPLITS).get_indexer(ds.reviews["split"])
     columns = {name: table[name] for who, table in ds.tables.items() for name in words["categories"][who]}
     sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, *columns)}}
     sizes |= {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}}
@@ -671,19 +645,16 @@ def check_dataset(ds: Dataset) -> None:
         whole = who in table and np.array_equal(trained, table["train_count"]) and all(table[n].dtype.kind in "if" for n in numbers)
         require(whole, f"{who}s.parquet does not belong to {REVIEWS}")
     edges = words["bucket_edges"].values()
-    require("title" in ds.items and all(0 <= len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in edges), "no titles, or buckets do not increase")
-
-
-def use_once(ds: Dataset) -> None:
-    """Use every part on some rows as the later stages will: what is missing or of another kind fails here, not there."""
-    rows, words = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1], ds.vocabularies
-    names = {"wide": [*words["crosses"]], "categorical": [], "wide_numeric": [], "numeric": [*{*NUMERIC, *words["numeric"]}]}
-    features = Features(ds.tables, words, names)
-    for (name, spec), ids in zip(words["crosses"].items(), features.encode(rows)[0].T, strict=True):
+    require("title" in ds.items and all(len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in edges), "no titles, or buckets do not increase")
+    # Every part is used on some rows as the later stages will use it: what is missing or of another kind fails here, not there.
+    rows = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1]
+    codes = field_codes(rows, ds.tables, words)
+    for name, spec in words["crosses"].items():
         even = spec["kind"] == "hash" or (spec["kind"] == "exact" and spec["size"] == len(spec["keys"]) + 1 and (np.diff(spec["keys"]) > 0).all())
         even = even and all(len(values) == spec["size"] for values in spec.get("state", {}).values())
-        require(even and np.array_equal(ids, rows[name]), f"{name} is not the cross that {VOCABULARIES} specifies")
-    for name in names["numeric"]:
+        even = even and np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name])
+        require(even, f"{name} is not the cross that {VOCABULARIES} specifies")
+    for name in {*NUMERIC, *words["numeric"]}:
         spec = words["numeric"][name]
         values, knots = numeric_values(name, rows, ds.tables, spec), spec["knots"]
         numbers = [*knots, *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
@@ -691,6 +662,7 @@ def use_once(ds: Dataset) -> None:
         require(whole, f"{name} is not finite, or its quantiles do not increase")
     moments = encode_moments(rows[TIMESTAMP].to_numpy(), words).items()
     require(all(np.array_equal(found, rows[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
+    features = Features(ds.tables, words, {part: [] for part in ("wide", "categorical", "wide_numeric", "numeric")})
     features.at_moment(rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), None)[[*PAIR_STATE]].astype(np.float32)
 
 
@@ -698,15 +670,13 @@ def with_validation(ds: Dataset) -> Dataset:
     """The data set as if its validation rows were training rows, for a model refitted on both: what ratings say of users, items and
     pairs is counted anew. What attributes and moments stand for, scales, and lengths of texts stay as training rows have them."""
     split, vocabularies = ds.reviews["split"], ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}
-    rows = ds.reviews.assign(split=2 * (split == "test"), **{name: ds.reviews.get(name, np.nan) for name in OWN_TEXT})
+    rows = ds.reviews.drop(columns=[*OWN_TEXT], errors="ignore").assign(split=2 * (split == "test"))  # no lengths of texts, so no new averages of them
     moment = moments_of(rows, np.random.default_rng(ds.index["seed"]))
     state = add_history(ds.index["features"], rows, moment, {who: table[who] for who, table in ds.tables.items()})
-    texts = [f"{who}_{name}" for who in ds.tables for name in ("avg_review_length", "avg_word_count")]
-    tables = {who: table.assign(**state[who].drop(columns=texts, errors="ignore")) for who, table in ds.tables.items()}
-    rows[texts] = ds.reviews[texts]
+    tables = {who: table.assign(**state[who].dropna(axis="columns", how="all")) for who, table in ds.tables.items()}
     add_crosses({name: (spec["left"], spec["right"]) for name, spec in vocabularies["crosses"].items()}, rows, moment, tables, vocabularies)
     index = ds.index | {"last_training_timestamp": None if rows[TIMESTAMP].isna().any() else int(rows[TIMESTAMP][split != "test"].max())}
-    return Dataset(ds.folder, index, rows[[*ds.reviews]].assign(split=split), *tables.values(), vocabularies)
+    return Dataset(ds.folder, index, ds.reviews.assign(**rows.drop(columns=["split", "user_residual"])), *tables.values(), vocabularies)
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
@@ -717,52 +687,37 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
 
     plt.switch_backend("agg")
     sns.set_theme(style="whitegrid", palette="colorblind")
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw={"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3})
+    margins = {"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3}
+    figure, ((ratings, of_users, of_items), (activity, likes, cold)) = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw=margins)
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format).mul(100).plot.bar(ax=axes[0, 0], title="Ratings", ylabel="% of rows", rot=0)
-    split, cold = pd.Categorical.from_codes(rows["split"], SPLITS), {}
-    for axis, who, table in ((axes[0, 1], "user", users), (axes[0, 2], "item", items)):
+    split, new = pd.Categorical.from_codes(rows["split"], SPLITS), {}
+    rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format).mul(100).plot.bar(ax=ratings, title="Ratings", ylabel="% of rows", rot=0)
+    for axis, who, table in ((of_users, "user", users), (of_items, "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts)
         axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most rated first", ylabel="ratings")
-        cold[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0).groupby(split, observed=True).mean().mul(100).reindex(SPLITS[1:]).dropna()
-    pd.DataFrame(cold).plot.bar(ax=axes[1, 2], rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
-    for axis in (axes[0, 0], axes[1, 2]):
+        new[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0)
+    shares = pd.DataFrame(new).groupby(split, observed=True).mean().drop("train").mul(100)
+    if len(shares):  # not all rows are training rows
+        shares.plot.bar(ax=cold, rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
+    for axis in (ratings, cold):
         axis.margins(y=0.12)
         for bars in axis.containers:
             axis.bar_label(bars, fmt="%.1f %%")
     if rows[TIMESTAMP].isna().any():
-        axes[1, 0].set_title("no timestamps, so no activity over time")
-        axes[1, 1].set_axis_off()
+        activity.set_title("no timestamps, so no activity over time")
+        likes.set_axis_off()
     else:
         quarter = rows[TIMESTAMP].to_numpy("datetime64[s]").astype("datetime64[M]").astype(np.int64) // 3  # since 1970
         first, quarters = pd.Period(ordinal=quarter.min(), freq="Q"), quarter - quarter.min()
         counts = np.bincount(quarters * len(SPLITS) + rows["split"], minlength=len(SPLITS) * (quarters.max() + 1)).reshape(-1, len(SPLITS))
         by_split = pd.DataFrame(counts, pd.period_range(first, periods=len(counts), freq="Q"), SPLITS)
-        by_split.plot.area(ax=axes[1, 0], title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
-        likes = (np.bincount(quarters, rows["label"]) / by_split.sum(axis=1))[by_split.sum(axis=1) >= 30]
-        likes.mul(100).plot(ax=axes[1, 1], title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
-        axes[1, 1].tick_params(axis="x", which="both", labelsize=9)
+        by_split.plot.area(ax=activity, title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
+        liked = (np.bincount(quarters, rows["label"]) / by_split.sum(axis=1))[by_split.sum(axis=1) >= 30].mul(100)
+        liked.plot(ax=likes, title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
+        likes.tick_params(axis="x", which="both", labelsize=9)
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
-
-
-def make_index(args, name, rows, users, items, rejected: pd.DataFrame, seconds: float) -> dict:
-    """dataset.json but for the files: what the later stages and a reader need to know about the data set."""
-    times, train = rows[TIMESTAMP], rows["split"] == 0
-    return {
-        "name": name,
-        "users": len(users) - 1,
-        "items": len(items) - 1,
-        "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
-        "positive_rate": float(rows["label"].mean()),
-        "rating_range": [float(rows.loc[train, RATING].min()), float(rows.loc[train, RATING].max())],  # predictions are clipped to it
-        **{key: getattr(args, key) for key in ("positive_threshold", "split", "features", "seed", "min_core")},
-        "last_training_timestamp": None if times.isna().any() else int(times[train].max()),
-        "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
-        "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
-        "seconds": round(seconds, 2),
-    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -775,7 +730,20 @@ def main(argv: list[str] | None = None) -> None:
     rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
     shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str})
     rows, tables, vocabularies = build(args, rows, ids, attributes)
-    index = make_index(args, name, rows, *tables.values(), rejected, time.perf_counter() - started)
+    times, train = rows[TIMESTAMP], rows["split"] == 0
+    index = {  # what the later stages and a reader need to know about the data set; write_index adds the files
+        "name": name,
+        "users": len(ids[USER]) - 1,
+        "items": len(ids[ITEM]) - 1,
+        "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
+        "positive_rate": float(rows["label"].mean()),
+        "rating_range": [float(rows.loc[train, RATING].min()), float(rows.loc[train, RATING].max())],  # predictions are clipped to it
+        **{key: getattr(args, key) for key in ("positive_threshold", "split", "features", "seed", "min_core")},
+        "last_training_timestamp": None if times.isna().any() else int(times[train].max()),
+        "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
+        "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
+        "seconds": round(time.perf_counter() - started, 2),
+    }
     writers = {
         REVIEWS: lambda path: write_reviews(path, rows),
         USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
@@ -783,10 +751,9 @@ def main(argv: list[str] | None = None) -> None:
         VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
         REJECTED: lambda path: shown.to_json(path, orient="records", lines=True),
         EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
+        INDEX: lambda path: write_index(path, index),  # last: a run killed among the renames leaves files that it does not name
     }
-    files = {name: temporary(args.output_dir / name) for name in writers}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    writers[INDEX] = lambda path: write_index(path, index, files)  # last: a run killed among the renames leaves files that it does not name
     replace_files({args.output_dir / name: write for name, write in writers.items()})
     liked = f"{100 * index['positive_rate']:.1f} % liked (rating >= {args.positive_threshold:g})"
     print(f"{name}: {len(rows):,} rows, {index['users']:,} users, {index['items']:,} items, {liked}")
