@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 from readers import ITEM, RATING, USER, Attributes, InputError, find_file, first_file, to_table
-from readers.delimited import Layout, guess_delimiter, peek, read_rows, split_lines
+from readers.delimited import Layout, guess_delimiter, peek, read_rows, split_lines, whole_records
 from readers.lines import Block
 
 # A collection's ratings file, and the files of titles and of users that have the same ids. The sample is renumbered, and so is
@@ -68,14 +68,14 @@ def read_ratings(path: Path) -> Iterator[pa.Table]:
         raise InputError(f"{path}: not anime ratings; expected a header with user_id, anime_id and rating, found {', '.join(names)[:200]}")
     positions = {USER: lower.index("user_id"), ITEM: lower.index("anime_id"), RATING: lower.index(rating)}
     if delimiter == ",":
-        blocks = map(_without_titles, blocks)
+        blocks = map(_without_titles, whole_records(blocks))
     yield from read_rows(blocks, Layout(delimiter, len(names), positions, True))
 
 
 def _without_titles(numbered: Block) -> Block:
     """Blank the quoted titles: nearly every block of 2023 has some, and one quote puts a block on the slow way.
 
-    Only where that leaves no quote in the block: then each was part of a quoted field by the csv rules too.
+    Only where that leaves no quote in the block, which holds whole records: then each was part of a quoted field by the csv rules too.
     """
     line, block = numbered
     blanked = QUOTED.sub(b",", block) if b'"' in block else block

@@ -93,7 +93,7 @@ def split_lines(lines: list[str], delimiter: str) -> list[list[str]]:
 def read_rows(blocks: Iterator[Block], layout: Layout) -> Iterator[pa.Table]:
     """Tables of `readers.ROWS` from blocks of delimited text."""
     header = layout.header
-    for line, block in _whole_records(blocks):
+    for line, block in whole_records(blocks):
         if header:
             end = block.index(b"\n") + 1
             line, block, header = line + 1, block[end:], False
@@ -116,7 +116,7 @@ def to_rows(fields: dict[str, pa.Array], lines: np.ndarray, problems: list[str |
     return pa.table(columns, schema=ROWS)
 
 
-def _whole_records(blocks: Iterator[Block]) -> Iterator[Block]:
+def whole_records(blocks: Iterator[Block]) -> Iterator[Block]:
     """Join blocks until quotes pair up: a newline inside quotes does not end a record. Bounded, as a quote may be stray."""
     start, held = 1, b""
     for line, block in blocks:

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import amazon_preprocessing as stage1
@@ -242,6 +242,7 @@ TITLE = st.text(st.sampled_from('ab",\n5\u00e9'), max_size=8)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 99), TITLE, st.integers(1, 99), TITLE, st.integers(1, 10)), max_size=9), st.integers(20, 200))
+@example([(1, "", 1, "", 1), (1, "555\n5\u00e9,", 1, ',5555\n"', 1)], 20)  # a block begins inside quotes and reads as the inverse of them
 def test_anime_ratings_agree_with_the_csv_module(tmp_path_factory, table, size):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([("user_id", "Username", "anime_id", "Anime Title", "rating"), *table])
