@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no ear
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
 PARQUET_ROW_GROUP = 262_144
+THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
+MEMORY, ROW_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 500  # of this machine; of a row while it is read, encoded, trained on
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
 DATA = REVIEWS, USERS, ITEMS, VOCABULARIES = "processed_reviews.parquet", "users.parquet", "items.parquet", "vocabularies.pkl"  # for the later stages
 REJECTED, EXPLORATION, INDEX = "rejected_rows.jsonl", "exploration.png", "dataset.json"
@@ -401,8 +404,9 @@ class Features:
         return self.vocabularies["crosses"][name]["size"] if name in self.vocabularies["crosses"] else len(self.values(name))
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N], each around 0."""
-        codes, specs = field_codes(rows, self.tables, self.vocabularies), self.vocabularies["numeric"]
+        """rows -> wide ids int32 [n, W], categorical codes int32 [n, C], numeric columns float32 [n, N] around 0. A cross that rows have is theirs."""
+        known, specs = {name: rows[name].to_numpy() for name in self.vocabularies["crosses"] if name in rows}, self.vocabularies["numeric"]
+        codes = field_codes(rows, self.tables, self.vocabularies) | known
         wide, deep = ([self.wide_ids(name, codes) for name in names] for names in (self.wide, self.categorical))
         numeric = [normalise(numeric_values(name, rows, self.tables, specs[name]), specs[name]) for name in self.columns]
         parts = ((wide, np.int32), (deep, np.int32), (numeric, np.float32))
@@ -417,7 +421,7 @@ class Features:
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
         spec = self.vocabularies["crosses"].get(name)
-        return cross_ids(codes[spec["left"]], codes[spec["right"]], spec) if spec else codes[name]
+        return codes[name] if name in codes else cross_ids(codes[spec["left"]], codes[spec["right"]], spec)
 
     def at_moment(self, user_ids: np.ndarray, item_ids: np.ndarray, timestamp_s: float | None) -> pd.DataFrame:
         """Rows (user, item) as they would look at a moment, from the state at the end of training."""
@@ -591,10 +595,24 @@ class Dataset:
     users: pd.DataFrame
     items: pd.DataFrame
     vocabularies: dict
+    streamed: bool = False  # reviews has the columns THIN only, as all do not fit into memory
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         return {USER: self.users, ITEM: self.items}
+
+    def blocks(self, split: str) -> list[Callable[[], pd.DataFrame]]:
+        """What reads the rows of a split with all their columns, at most a row group of the file at a time."""
+        splits = self.reviews["split"].to_numpy()
+        if not self.streamed:
+            places = np.flatnonzero(splits == split)
+            return [partial(self.reviews.take, places[begin : begin + PARQUET_ROW_GROUP]) for begin in range(0, len(places), PARQUET_ROW_GROUP)]
+        file = pq.ParquetFile(self.folder / REVIEWS)
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        return [lambda group=group: file.read_row_group(group).to_pandas() for group in np.flatnonzero(splits[ends - 1] == split)]
+
+    def rows(self, split: str) -> pd.DataFrame:
+        return pd.concat([block() for block in self.blocks(split)], ignore_index=True)
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -607,11 +625,12 @@ def load_dataset(folder: Path) -> Dataset:
         require(not missing, f"it does not tell {', '.join(sorted(missing))}")
         for name, told in index["files"].items():
             require(describe_file(folder / name) == told, f"it is not the file that {INDEX} names")
-        frames = [pq.read_table(folder / (name := table)).to_pandas() for table in (REVIEWS, USERS, ITEMS)]
+        columns = {REVIEWS: [*THIN]} if ROW_BYTES * sum(index["rows"].values()) > MEMORY / 2 else {}
+        frames = [pq.read_table(folder / (name := table), columns=columns.get(table)).to_pandas() for table in (REVIEWS, USERS, ITEMS)]
         name = VOCABULARIES
         vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
         vocabularies["crosses"] = convert(vocabularies["crosses"], list, np.array)
-        dataset, name = Dataset(folder, index, *frames, vocabularies), ""
+        dataset, name = Dataset(folder, index, *frames, vocabularies, bool(columns)), ""
         check_dataset(dataset)
         return dataset
     except FileNotFoundError:
@@ -625,50 +644,64 @@ def require(true: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
+def require_codes(table: pd.DataFrame, sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        codes = table[name].to_numpy()
+        require(codes.dtype.kind == "i" and len(codes) and codes.min() >= 0 and codes.max() < size, f"{name} holds codes outside its vocabulary of {size}")
+
+
 def check_dataset(ds: Dataset) -> None:
     """Refuse artifacts that contradict their contract: later stages index by these codes without looking again."""
     words, split = ds.vocabularies, pd.Index(SPLITS).get_indexer(ds.reviews["split"])
-    columns = {name: table[name] for who, table in ds.tables.items() for name in words["categories"][who]}
-    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{f: len(words[f]) for f in (*CONTEXT, *columns)}}
-    sizes |= {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}}
-    for name, size in sizes.items():
-        codes = columns.get(name, ds.reviews.get(name)).to_numpy()
-        whole = codes.dtype.kind == "i" and len(codes) and codes.min() >= (name in ("user_id", "item_id")) and codes.max() < size
-        require(whole, f"{name} holds codes outside its vocabulary of {size}")
     told = {name: int((split == code).sum()) for code, name in enumerate(SPLITS)} == ds.index["rows"]
     require(told and (np.diff(split, prepend=0) >= 0).all(), f"the rows are not as many as {INDEX} tells, in the order train, validation, test")
-    numbers = {RATING, TIMESTAMP, *words["numeric"]} - {n for names in words["attributes"].values() for n in names}
-    require(all(ds.reviews[n].dtype.kind in "if" for n in numbers) and np.isfinite(ds.reviews[RATING]).all(), "a numeric column holds something else")
     for who, table in ds.tables.items():
+        require_codes(table, {name: len(words[name]) for name in words["categories"][who]})
         trained = np.bincount(ds.reviews[f"{who}_id"].to_numpy()[split == 0], minlength=len(table))
         numbers = [*(f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")), *words["attributes"][who]]
         whole = who in table and np.array_equal(trained, table["train_count"]) and all(table[n].dtype.kind in "if" for n in numbers)
         require(whole, f"{who}s.parquet does not belong to {REVIEWS}")
     edges = words["bucket_edges"].values()
     require("title" in ds.items and all(len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in edges), "no titles, or buckets do not increase")
-    # Every part is used on some rows as the later stages will use it: what is missing or of another kind fails here, not there.
-    rows = ds.reviews.iloc[:: len(ds.reviews) // 1000 + 1]
-    codes = field_codes(rows, ds.tables, words)
     for name, spec in words["crosses"].items():
         even = spec["kind"] == "hash" or (spec["kind"] == "exact" and spec["size"] == len(spec["keys"]) + 1 and (np.diff(spec["keys"]) > 0).all())
-        even = even and all(len(values) == spec["size"] for values in spec.get("state", {}).values())
-        even = even and np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), rows[name])
-        require(even, f"{name} is not the cross that {VOCABULARIES} specifies")
-    for name in {*NUMERIC, *words["numeric"]}:
-        spec = words["numeric"][name]
-        values, knots = numeric_values(name, rows, ds.tables, spec), spec["knots"]
-        numbers = [*knots, *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"], *normalise(values, spec)]
-        whole = np.isfinite(numbers).all() and not np.isinf(values).any() and len(knots) == len(spec["levels"]) and (np.diff(knots) > 0).all()
+        require(even and all(len(values) == spec["size"] for values in spec.get("state", {}).values()), f"{name} is not a cross")
+    for name, spec in words["numeric"].items():
+        numbers = [*spec["knots"], *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"]]
+        whole = np.isfinite(numbers).all() and len(spec["knots"]) == len(spec["levels"]) and (np.diff(spec["knots"]) > 0).all()
         require(whole, f"{name} is not finite, or its quantiles do not increase")
-    moments = encode_moments(rows[TIMESTAMP].to_numpy(), words).items()
-    require(all(np.array_equal(found, rows[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
+    for name in SPLITS:
+        for block in ds.blocks(name):
+            check_rows(ds, block(), name)
+
+
+def check_rows(ds: Dataset, rows: pd.DataFrame, split: str) -> None:
+    """The same of some rows of a split: every part is used on a sample as later stages will use it, so that what is missing or of
+    another kind fails here, not there."""
+    words = ds.vocabularies
+    sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{name: len(words[name]) for name in CONTEXT}}
+    require_codes(rows, sizes | {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}})
+    require(rows["user_id"].min() and rows["item_id"].min() and (rows["split"] == split).all(), "a row has no user, no item or another split")
+    numbers = {RATING, TIMESTAMP, *words["numeric"]} - {n for names in words["attributes"].values() for n in names}
+    require(all(rows[n].dtype.kind in "if" for n in numbers) and np.isfinite(rows[RATING]).all(), "a numeric column holds something else")
+    sample = rows.iloc[:: len(rows) // 1000 + 1]
+    codes = field_codes(sample, ds.tables, words)
+    for name, spec in words["crosses"].items():
+        require(np.array_equal(cross_ids(codes[spec["left"]], codes[spec["right"]], spec), sample[name]), f"{name} is not the cross of {VOCABULARIES}")
+    for name in {*NUMERIC, *words["numeric"]}:
+        values = numeric_values(name, sample, ds.tables, words["numeric"][name])
+        require(not np.isinf(values).any() and np.isfinite(normalise(values, words["numeric"][name])).all(), f"{name} is not finite")
+    moments = encode_moments(sample[TIMESTAMP].to_numpy(), words).items()
+    require(all(np.array_equal(found, sample[name]) for name, found in moments), "the moments of the rows are not those of their timestamps")
     features = Features(ds.tables, words, {part: [] for part in ("wide", "categorical", "wide_numeric", "numeric")})
-    features.at_moment(rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), None)[[*PAIR_STATE]].astype(np.float32)
+    features.at_moment(sample["user_id"].to_numpy(), sample["item_id"].to_numpy(), None)[[*PAIR_STATE]].astype(np.float32)
 
 
 def with_validation(ds: Dataset) -> Dataset:
     """The data set as if its validation rows were training rows, for a model refitted on both: what ratings say of users, items and
     pairs is counted anew. What attributes and moments stand for, scales, and lengths of texts stay as training rows have them."""
+    if ds.streamed:
+        raise InputError(f"{ds.folder}: its rows do not fit into the memory of this machine, and --refit needs them there")
     split, vocabularies = ds.reviews["split"], ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}
     rows = ds.reviews.drop(columns=[*OWN_TEXT], errors="ignore").assign(split=2 * (split == "test"))  # no lengths of texts, so no new averages of them
     moment = moments_of(rows, np.random.default_rng(ds.index["seed"]))

@@ -718,7 +718,7 @@ def load_models(args: Namespace, ds: Dataset) -> dict[str, object]:
 def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generator, seconds: dict) -> tuple[dict, TestRows, int]:
     """{model: Result} with all point estimates; the test rows; how many users were ranked."""
     shape, split, results = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy(), {}
-    pairs, test = ds.reviews[["user_id", "item_id", "rating"]], ds.reviews[split == "test"]
+    pairs, test = ds.reviews[["user_id", "item_id", "rating"]], ds.rows("test")
     train = pairs[split == "train"]
     rows = TestRows(test, ds.index["rating_range"])
     relevant = interactions(test if args.relevant == "rated" else test[test["label"].to_numpy() == 1], shape)

@@ -21,9 +21,10 @@ import resource
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
 ADAGRAD_START = ROW_ADAM_EPS = 10.0
 ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
-SCORE_BLOCK, USER_BLOCK = 16_384, 256  # rows, and users of lists, scored at a time
+SCORE_BLOCK, USER_BLOCK = 4096, 256  # rows, and users of lists, scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
@@ -54,6 +55,7 @@ TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that 
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
+STREAM = 8  # blocks shuffled together where rows do not fit into memory
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
 FORMAT, LAST, HISTORY = 6, "last_wide_deep_model.pt", "training_history.json"
@@ -85,7 +87,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--epochs", type=int, default=30, help="at most; early stopping usually ends sooner")
     add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
     add("--refit", action="store_true", help="train once more on training and validation rows for the chosen number of epochs")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--device", type=choose_device, choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
     add("--resume", action="store_true", help="go on from last_wide_deep_model.pt beside the checkpoint")
     add("--warm-start", metavar="CHECKPOINT", help="begin with what an earlier model learned; it is only replaced by one that validates better")
@@ -101,7 +103,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error("--wide-l1 needs --wide-optimizer ftrl")
     if args.checkpoint.name in (LAST, HISTORY):
         parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
-    args.device = choose_device(args.device)
     args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" else "float32")
     return args
 
@@ -160,35 +161,37 @@ class RowOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            change = self.adagrad if "l1" in group else self.adam
+            lr, decay = group["lr"], group["weight_decay"]
             for table in group["params"]:
-                gradient, state = (table.grad if table.grad.is_sparse else table.grad.to_sparse(1)).coalesce(), self.state[table]
+                gradient, state = table.grad if table.grad.is_sparse else table.grad.to_sparse(1), self.state[table]
+                gradient = gradient.coalesce() if table.is_cuda else gradient  # what follows would add there in no fixed order
+                if not hasattr(table, "place"):  # room to work in, no state of the training
+                    table.place = torch.empty(len(table), dtype=torch.long, device=table.device)
                 if not state:
                     state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        state["shift"] = -table * state["sum"].sqrt() / group["lr"] - table.sign() * group["l1"]
+                        state["shift"] = -table * state["sum"].sqrt() / lr - table.sign() * group["l1"]
                 state["step"] += 1
-                rows, wholes = gradient.indices()[0], [state[name] for name in group["statistics"]]
-                parts, decay = [whole.index_select(0, rows) for whole in wholes], group["weight_decay"]
+                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), device=table.device)
+                table.place[ids] = order  # of an id's places in the batch one stays, where its gradients are summed: sooner than sorting
+                place = table.place[ids]
+                rows, values = (part[place == order] for part in (ids, torch.zeros_like(values).index_add_(0, place, values)))
+                parts = {name: state[name].index_select(0, rows) for name in group["statistics"]}
                 weights = table.index_select(0, rows) if decay or "l1" in group else None
-                values = gradient.values().add(weights, alpha=decay) if decay else gradient.values()
-                table.index_add_(0, rows, change(values, weights, *parts, state["step"], group))
-                for whole, part in zip(wholes, parts):
-                    whole.index_copy_(0, rows, part)
-
-    def adam(self, gradient: Tensor, _: Tensor | None, mean: Tensor, square: Tensor, step: int, group: dict) -> Tensor:
-        """Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction."""
-        beta1, beta2 = group["betas"]
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        return mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
-
-    def adagrad(self, gradient: Tensor, weights: Tensor, shift: Tensor, total: Tensor, step: int, group: dict) -> Tensor:
-        """FTRL-Proximal, McMahan et al. 2013, algorithm 1; the sum starts at its beta squared. Without L1: Adagrad, Duchi et al. 2011."""
-        before, after = total.sqrt(), total.addcmul_(gradient, gradient).sqrt()
-        shift.add_(gradient).sub_((after - before) * weights / group["lr"])
-        return F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after - weights
+                values = values.add(weights, alpha=decay) if decay else values
+                if "l1" in group:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; sum starts at its beta squared. Without L1: Adagrad, Duchi et al. 2011
+                    before, after = parts["sum"].sqrt(), parts["sum"].addcmul_(values, values).sqrt()
+                    shift = parts["shift"].add_(values).sub_((after - before) * weights / lr)
+                    change = F.softshrink(shift, group["l1"]).mul_(-lr) / after - weights
+                else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
+                    beta1, beta2 = group["betas"]
+                    mean = parts["exp_avg"].lerp_(values, 1 - beta1)
+                    square = parts["exp_avg_sq"].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+                    rate = lr * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                    change = mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
+                table.index_add_(0, rows, change)
+                for name, part in parts.items():
+                    state[name].index_copy_(0, rows, part)
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
@@ -208,29 +211,6 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-@contextmanager
-def workers(device: str) -> Iterator[None]:
-    """Inside, the processes of torchrun train together, each on its share of the rows; the first alone fits lists, writes and talks."""
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
-    sys.stdout = None if RANK else sys.stdout
-    try:
-        yield
-    except RuntimeError as error:
-        raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
-    distributed.destroy_process_group()
-
-
-def share_gradient(table: nn.Parameter) -> None:
-    """Make a table's sparse gradient the mean of all workers': ids and values are gathered, as backends do not reduce sparse tensors well."""
-    parts = table.grad._indices(), table.grad._values() / WORKERS
-    gathered = [[torch.empty_like(part) for _ in range(WORKERS)] for part in parts]
-    for of_all, part in zip(gathered, parts):
-        distributed.all_gather(of_all, part)
-    table.grad = torch.sparse_coo_tensor(torch.cat(gathered[0], 1), torch.cat(gathered[1]), table.shape, check_invariants=False)
-
-
 class Rows(TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
@@ -238,10 +218,27 @@ class Rows(TensorDataset):
         arrays = (*features.encode(frame), frame["rating" if objective == "rating" else "label"].to_numpy(np.float32))
         super().__init__(*(torch.tensor(a, device=device) for a in arrays))  # a copy: pandas may hand out read-only memory
 
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-        """Slices of `size` rows; with an order, of a copy shuffled block by block so that memory stays bounded."""
-        blocks = [self.tensors] if order is None else ([t[chosen] for t in self.tensors] for chosen in order.split(size * 64))
+    def batches(self, size: int, shuffled: bool = False) -> Iterator[tuple[Tensor, ...]]:
+        """Slices of `size` rows; shuffled, of a copy made block by block so that memory stays bounded."""
+        order = torch.randperm(len(self)).to(self.tensors[0].device) if shuffled else None
+        blocks = ([t[chosen] for t in self.tensors] for chosen in order.split(size * 16)) if shuffled else [self.tensors]
         return (batch for block in blocks for batch in zip(*(t.split(size) for t in block)))
+
+
+class StreamedRows:
+    """Training rows that do not fit into memory: blocks of the file in random order, of which STREAM are encoded and shuffled together."""
+
+    def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows]) -> None:
+        self.blocks, self.encode = blocks, encode
+
+    def batches(self, size: int, shuffled: bool) -> Iterator[tuple[Tensor, ...]]:
+        for chosen in torch.randperm(len(self.blocks)).split(STREAM):
+            yield from self.encode(pd.concat([of_worker(self.blocks[number]()) for number in chosen])).batches(size, shuffled)
+
+
+def of_worker(rows: pd.DataFrame) -> pd.DataFrame:
+    """This worker's share, as large as every worker's: fewer rows than there are workers are left out."""
+    return rows.iloc[RANK * (len(rows) // WORKERS) :][: len(rows) // WORKERS]
 
 
 class Training:
@@ -282,8 +279,8 @@ class Training:
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over this worker's rows in a new order; their mean loss. It ends early once the loss is no number."""
         self.model.train()
-        total, steps = torch.zeros((), device=self.args.device), 0
-        for wide, deep, numeric, target in rows.batches(-(-self.args.batch_size // WORKERS), torch.randperm(len(rows)).to(self.args.device)):
+        total, trained = torch.zeros((), device=self.args.device), 0
+        for step, (wide, deep, numeric, target) in enumerate(rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1):
             if len(target) == 1 and self.args.batch_norm:  # a left-over row has no variance
                 continue
             wide, deep = self.hide_ids(wide, deep)
@@ -291,20 +288,26 @@ class Training:
                 logit = self.forward(wide, deep, numeric)
             loss = self.loss(logit.float(), target)
             loss.backward()
-            for table in self.tables:
-                share_gradient(table)
+            for table in self.tables:  # the mean of workers' sparse gradients: ids and values are gathered, as backends do not reduce sparse tensors well
+                ids, values = table.grad._indices(), table.grad._values() / WORKERS
+                all_ids, all_values = ([torch.empty_like(part) for _ in range(WORKERS)] for part in (ids, values))
+                distributed.all_gather(all_ids, ids)
+                distributed.all_gather(all_values, values)
+                table.grad = torch.sparse_coo_tensor(torch.cat(all_ids, 1), torch.cat(all_values), table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
-            total, steps = total + loss.detach() * len(target), steps + 1
+            total, trained = total + loss.detach() * len(target), trained + len(target)
             bar.update(len(target) * WORKERS)
-            if steps % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
-                bar.set_postfix(loss=f"{WORKERS * float(total) / (steps * self.args.batch_size):.4f}")
+            if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
+                bar.set_postfix(loss=f"{float(total) / trained:.4f}")
                 if not total.isfinite():
                     break
-        return float(total) / len(rows)
+        for buffer in self.kept.buffers() if WORKERS > 1 else ():  # running means of batch norm are those of a worker's own rows
+            distributed.broadcast(buffer, 0)
+        return float(total) / trained
 
 
 @torch.inference_mode()
@@ -347,13 +350,12 @@ def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataF
     old_codes, state = {name: position[name][values] for name, values in codes.items()}, old.model.state_dict()
     parts = {"wide.weight": features.wide, "embedding.weight": features.categorical}
     for part in parts.keys() & state.keys():
-        table, start, old_start = model.state_dict()[part].cpu(), 0, 0
-        for name in parts[part]:
-            new, before = np.arange(features.size(name)), position.get(name)
-            if name not in codes:
-                new, before = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)
-            table[start + torch.tensor(new, dtype=torch.long)] = state[part][old_start + torch.tensor(before, dtype=torch.long)]
-            start, old_start = start + features.size(name), old_start + old.features.size(name)
+        names, table = parts[part], model.state_dict()[part].cpu()
+        fields, old_fields = (t.split([of.size(name) for name in names]) for t, of in ((table, features), (state[part], old.features)))
+        for name, field, old_field in zip(names, fields, old_fields):
+            crossed = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)  # their values are those of rows
+            new, before = (np.arange(len(field)), position[name]) if name in codes else crossed
+            field[torch.tensor(new)] = old_field[torch.tensor(before)]
         state[part] = table
     model.load_state_dict(state)
 
@@ -452,8 +454,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
         number, begin = len(rounds), time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
         batches = [(f, part) for f, order in orders if len(order) for part in np.array_split(order, math.ceil(len(order) / size))]
-        shuffled = [batches[n] for n in rng.permutation(len(batches))]
-        for step, (f, part) in enumerate(tqdm(shuffled, desc=f"lists, round {number}", disable=None, leave=False)):
+        rng.shuffle(batches)
+        for step, (f, part) in enumerate(tqdm(batches, desc=f"lists, round {number}", disable=None, leave=False)):
             visible, sample = history[part], 1 + rng.choice(items - 1, items - 1 if items <= RIDGE_ITEMS else SAMPLED, replace=False)
             visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
             visible.eliminate_zeros()
@@ -467,7 +469,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
         quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
         print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {max(quality):.4f}"), flush=True)
         rounds.append(max(quality))  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
-        if max(quality) > best_quality:
+        if max(quality) > best_quality and (not chosen or number == chosen[0]):
             best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
     best_taste.scale.data *= setting[1]
     return best_taste, setting
@@ -486,12 +488,13 @@ def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Tas
     users, gains, discount = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
     users = users[:: len(users) // CHOICE_USERS + 1]
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
-        wide, deep = list_parts(history[part], pairs, taste)
+        wide, deep = (torch.from_numpy(scores) for scores in list_parts(history[part], pairs, taste))
         wide[history[part].nonzero()] = -math.inf
-        for of_user, of_taste, relevant in zip(wide, deep, held[part].toarray()):
-            hits = np.stack([relevant[best(of_user + scale * of_taste, 10)] for scale in scales])
-            gains.append(hits @ discount[: hits.shape[1]] / discount[: int(relevant[1:].sum())].sum())
-    return np.mean(gains, axis=0) if gains else np.zeros(len(scales))
+        lists = [wide.add(deep, alpha=scale).topk(min(10, wide.shape[1])) for scale in scales]
+        relevant, likes = torch.from_numpy(held[part].toarray()), np.diff(held.indptr)[part] - 1
+        hits = np.stack([relevant.gather(1, items) * (score > -math.inf) for score, items in lists])
+        gains.append(hits @ discount[: hits.shape[2]] / discount.cumsum()[np.minimum(likes, 10) - 1])
+    return np.concatenate(gains, axis=1).mean(axis=1) if len(users) else np.zeros(len(scales))
 
 
 class Run:
@@ -502,40 +505,51 @@ class Run:
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
-        self.histories = self.load_last() if args.resume else {}  # of the phases that began, in their order
-        self.resumed = [*self.histories]  # the last of them is where to go on, those before are finished
+        if ds.streamed:
+            print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: every epoch reads them from {ds.folder}", flush=True)
+        if ds.streamed and (args.warm_start or args.refit):
+            raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
+        self.histories = {}  # of the phases that began, in their order
         self.lists, self.penalty = {}, None  # by whether validation rows count as well; chosen once
-
-    def load_last(self) -> dict[str, list[dict]]:
-        with opened(self.last, "start without --resume") as saved:
-            histories, old = saved["histories"], saved["run"]
-            stage1.require(len([*histories.values()][-1]) == saved["epoch"], "not the state of a training")
-            if saved["fingerprint"] != self.ds.index["fingerprint"]:
-                raise InputError(f"--resume: {self.last} was not trained on {self.ds.folder} as it is now; start without --resume")
-            for name, value in self.config.items():
-                if old.get(name) != value and (name not in ("epochs", "patience") or len(histories) > 1):
-                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
-            return histories
+        if args.resume:
+            with opened(self.last, "start without --resume") as saved:
+                self.histories, old = saved["histories"], saved["run"]
+                stage1.require(len([*self.histories.values()][-1]) == saved["epoch"], "not the state of a training")
+                if saved["fingerprint"] != ds.index["fingerprint"]:
+                    raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
+                for name, value in self.config.items():
+                    if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
+                        raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
-        components = [self.args.component, "wide", "deep"] if self.args.ablations else [self.args.component]
-        for number, component in enumerate(dict.fromkeys(components)):
-            path = self.args.checkpoint.with_suffix(f".{component}.pt") if number else self.args.checkpoint
-            for refit in (False, True) if self.args.refit else (False,):
-                name = f"{component} refit" if refit else component
-                if name not in self.resumed[:-1]:
-                    self.train(name, component, refit, path)
+        components = dict.fromkeys([self.args.component, "wide", "deep"][: 3 if self.args.ablations else 1])
+        phases = [(component, refit) for component in components for refit in (False, True)[: 1 + self.args.refit]]
+        for component, refit in phases[max(len(self.histories) - 1, 0) :]:  # the last that began is where to go on, those before it are finished
+            self.train(component, refit)
 
-    def train(self, name: str, component: str, refit: bool, path: Path) -> None:
+    def train(self, component: str, refit: bool) -> None:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
+        name = f"{component} refit" if refit else component
+        path = self.args.checkpoint if component == self.args.component else self.args.checkpoint.with_suffix(f".{component}.pt")
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
-        known, held = (ds.reviews[ds.reviews["split"].isin(splits)] for splits in (["train", "validation"][: 1 + refit], ["validation"]))
+        known = ds.reviews[ds.reviews["split"].isin(["train", "validation"][: 1 + refit])]
         features = Features(ds.tables, ds.vocabularies, config)
-        served = self_contained(ds, features, config) | {"lists": {} if RANK else self.fit_lists(component, refit)}
-        share = len(known) // WORKERS  # the same for every worker; fewer rows than there are workers are left out
-        train, validation = (Rows(features, rows, args.device, args.objective) for rows in (known.iloc[RANK * share :][:share], held))
+        served = {  # all of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it
+            "format": FORMAT,
+            "config": config,
+            "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
+            **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
+            "lists": {} if RANK else self.fit_lists(component, refit),
+            "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
+            "last_training_timestamp": ds.index["last_training_timestamp"],
+            "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
+            "fingerprint": ds.index["fingerprint"],
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
+        }
+        encode = partial(Rows, features, device=args.device, objective=args.objective)
+        train, validation = StreamedRows(ds.blocks("train"), encode) if ds.streamed else encode(of_worker(known)), encode(ds.rows("validation"))
         training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
-        if name in self.resumed:
+        if name in self.histories:
             with opened(self.last, "start without --resume") as saved:
                 training.load_state_dict(saved["training"])
         elif args.warm_start and component == args.component:
@@ -546,15 +560,15 @@ class Run:
         history = self.histories.setdefault(name, [])
         epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
         while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
-            number, rows, started = len(history) + 1, len(train) * WORKERS, time.perf_counter()
-            with tqdm(total=rows, desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=RANK > 0 or None, leave=False) as bar:
+            number, started = len(history) + 1, time.perf_counter()
+            with tqdm(total=len(known), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=RANK > 0 or None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
             seconds = time.perf_counter() - started
             metrics = {} if refit else validate(training.kept, validation, config)
             if not math.isfinite(loss + metrics.get("validation_loss", 0)):
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr")
             memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            speed = {"seconds": round(seconds, 3), "rows_per_s": round(rows / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
+            speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(known) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
             if RANK:
@@ -592,8 +606,7 @@ class Run:
     def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
         stage1.replace_files({self.last.with_name(HISTORY): lambda to: to.write_text(json.dumps(history, indent=1) + "\n")})
-        run = {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}}  # large, and fitted again
-        save(self.last, checkpoint | run)
+        save(self.last, checkpoint | {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}})  # fitted again
 
 
 def quality(record: dict) -> float:
@@ -621,21 +634,6 @@ def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
         chosen[part] = list(dict.fromkeys(column for name in names for column in groups.get(name, [name])))
     coded, numbers = ([[n for n in names if (n in numeric) == number] for names in chosen.values()] for number in (False, True))
     return {"wide": coded[0], "wide_numeric": numbers[0], "categorical": coded[1], "numeric": numbers[1]}
-
-
-def self_contained(ds: Dataset, features: Features, config: dict) -> dict:
-    """All of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it."""
-    return {
-        "format": FORMAT,
-        "config": config,
-        "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
-        **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
-        "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
-        "last_training_timestamp": ds.index["last_training_timestamp"],
-        "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
-        "fingerprint": ds.index["fingerprint"],
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
-    }
 
 
 def pack_matrix(matrix: np.ndarray | csr_matrix) -> dict[str, Tensor]:
@@ -713,13 +711,18 @@ class Recommender:
         start = int(self.model.deep_offsets[self.config["categorical"].index("item_id")])
         return self.model.embedding.weight[start : start + len(self.items)].detach().cpu().numpy()
 
+    def encode(self, users: list[str], items: list[str]) -> list[np.ndarray]:
+        """Encoded ids of raw ids, 0 for those never seen."""
+        return [np.maximum(ids.get_indexer(pd.Index([str(r) for r in raw])), 0) for ids, raw in ((self.user_index, users), (self.item_index, items))]
+
     def score_rows(self, frame: pd.DataFrame) -> np.ndarray:
         """Logits float32 [rows] of rows with their own point-in-time features, as in processed_reviews.parquet."""
-        return logits(self.model, Rows(self.features, frame.assign(label=0), self.device, "like"))
+        rows = frame.drop(columns=[*self.features.vocabularies["crosses"]], errors="ignore").assign(label=0)  # a refitted model has its own crosses
+        return logits(self.model, Rows(self.features, rows, self.device, "like"))
 
     def predict(self, users: list[str], items: list[str]) -> np.ndarray:
         """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
-        user_ids, item_ids = encode_ids(self.user_index, users), encode_ids(self.item_index, items)
+        user_ids, item_ids = self.encode(users, items)
         if len(user_ids) != len(item_ids):
             raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
         logit = self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))
@@ -729,7 +732,7 @@ class Recommender:
         """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that somebody liked,
         for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the history are left out unless
         `keep_seen`; fewer rows come back where the catalogue ends. Each chosen item lowers the score of others of its category by `diversify`."""
-        code, known = encode_ids(self.user_index, [user]), encode_ids(self.item_index, history or [])
+        code, known = self.encode([user], history or [])
         liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
         row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
@@ -746,7 +749,7 @@ class Recommender:
     def explain(self, user: str, item: str) -> pd.DataFrame:
         """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
         what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
-        user_id, item_id = encode_ids(self.user_index, [user]), encode_ids(self.item_index, [item])
+        user_id, item_id = self.encode([user], [item])
         found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in self.likes[user_id].indices]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
         *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
@@ -762,28 +765,15 @@ class Recommender:
         for part in tqdm(np.array_split(users, len(users) // USER_BLOCK + 1), desc="lists of all users", unit=" blocks", disable=None, leave=False):
             score = self.score_catalogue(part)
             score[self.seen[part].nonzero()] = -math.inf
-            lists = [best(of_user, n) for of_user in score]
-            user, item = np.repeat(part, [len(ids) for ids in lists]), np.concatenate(lists)
-            found.append(pd.DataFrame({"user": user, "item": item, "score": score[user - part[0], item]}))
-        frame = pd.concat(found).assign(rank=lambda rows: rows.groupby("user").cumcount() + 1)
-        frame = frame.assign(user=self.users["user"].to_numpy()[frame["user"]], item=self.items["item"].to_numpy()[frame["item"]])
-        stage1.replace_files({Path(path): lambda to: frame[["user", "rank", "item", "score"]].to_parquet(to, index=False)})
+            scores, items = (array.numpy() for array in torch.from_numpy(score).topk(min(n, score.shape[1])))
+            row, rank = np.nonzero(scores > -math.inf)
+            user, item = self.users["user"].array[part[row]], self.items["item"].array[items[row, rank]]
+            found.append(pd.DataFrame({"user": user, "rank": rank + 1, "item": item, "score": scores[row, rank]}))
+        stage1.replace_files({Path(path): lambda to: pd.concat(found).to_parquet(to, index=False)})
 
     def score_catalogue(self, user_ids: np.ndarray) -> np.ndarray:
         """Scores float32 [users, n_items + 1] of every item for encoded users, by which lists are ranked; the unknown item, column 0, is -inf."""
         return np.add(*list_parts(self.likes[user_ids], self.pairs, self.taste))
-
-
-def best(score: np.ndarray, n: int) -> np.ndarray:
-    """Positions of the n best scores, the best first; -inf is none."""
-    top = np.argpartition(-score, min(n, len(score) - 1))[:n]
-    top = top[np.argsort(-score[top], kind="stable")]
-    return top[score[top] > -math.inf]
-
-
-def encode_ids(index: pd.Index, raw: list[str]) -> np.ndarray:
-    """Encoded ids of raw ids, 0 for those never seen."""
-    return np.maximum(index.get_indexer(pd.Index([str(r) for r in raw])), 0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -792,8 +782,18 @@ def main(argv: list[str] | None = None) -> None:
     if empty := [split for split in ("train", "validation") if not ds.index["rows"][split]]:
         raise InputError(f"{args.data_dir} has no {empty[0]} rows; early stopping needs them: preprocess with a --validation-fraction above 0")
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with workers(args.device) if WORKERS > 1 else nullcontext():
+    if WORKERS == 1:
+        return Run(args, ds).execute()
+    # The processes of torchrun train together, each on its share of the rows; the first alone fits lists, writes and talks.
+    if args.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
+    sys.stdout = None if RANK else sys.stdout
+    try:
         Run(args, ds).execute()
+    except RuntimeError as error:
+        raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

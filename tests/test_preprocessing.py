@@ -1,5 +1,6 @@
 """Stage 1 against brute force, known counts of real files, and invariants."""
 
+import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -335,3 +336,36 @@ def test_an_empty_core_is_an_error(tmp_path):
     with pytest.raises(InputError, match="5-core is empty"):
         stage1.main(["--dataset", "amazon-ratings", "--input", str(path), "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--split", "random", "--features", "as-published"], ["--validation-fraction", "0"]], ids=str)
+def test_rows_that_do_not_fit_into_memory_are_read_by_blocks(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
+    whole = preprocess(tmp_path, random_log(1500, 60, 50), *flags)
+    monkeypatch.setattr(stage1, "MEMORY", stage1.ROW_BYTES * len(whole.reviews))
+    thin = stage1.load_dataset(whole.folder)
+    assert thin.streamed and not whole.streamed and {*thin.reviews} == {*stage1.THIN}
+    pd.testing.assert_frame_equal(thin.reviews, whole.reviews[[*thin.reviews]])
+    for split, rows in whole.index["rows"].items():
+        expected = whole.reviews[whole.reviews["split"] == split]
+        for ds in (thin, whole):
+            blocks = [block() for block in ds.blocks(split)]
+            assert [len(block) for block in blocks] == [100] * (rows // 100) + [rows % 100] * (rows % 100 > 0)
+            if rows:
+                assert ds.rows(split).astype({"split": str}).equals(expected.reset_index(drop=True).astype({"split": str}))
+    with pytest.raises(stage1.InputError, match="do not fit into the memory"):
+        stage1.with_validation(thin)
+
+
+def test_a_damaged_block_of_a_large_file_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
+    ds = preprocess(tmp_path, random_log(1500, 60, 50))
+    rows = ds.reviews.copy()
+    rows.loc[777, "cross_user_item"] = 10**6
+    rows.to_parquet(ds.folder / stage1.REVIEWS, row_group_size=100, index=False)
+    index = json.loads((ds.folder / stage1.INDEX).read_text())
+    index["files"][stage1.REVIEWS] = stage1.describe_file(ds.folder / stage1.REVIEWS)
+    (ds.folder / stage1.INDEX).write_text(json.dumps(index))
+    monkeypatch.setattr(stage1, "MEMORY", 1)
+    with pytest.raises(stage1.InputError, match="cross_user_item holds codes outside"):
+        stage1.load_dataset(ds.folder)

@@ -16,6 +16,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import amazon_preprocessing as stage1
+import model_evaluation as stage3
 import wide_deep_model as stage2
 from readers import InputError
 from tests.conftest import preprocess, random_log, train, write_metadata
@@ -628,3 +629,66 @@ def test_cuda_agrees_with_cpu_and_trains_in_bfloat16(shop, tmp_path):
     np.testing.assert_allclose(on_gpu.score_catalogue(np.arange(9))[:, 1:], on_cpu.score_catalogue(np.arange(9))[:, 1:], atol=1e-4)
     rows = ds.reviews[ds.reviews["split"] == "validation"]
     assert roc_auc_score(rows["label"], on_gpu.score_rows(rows)) > 0.7
+
+
+# ------------------------------------------------------------------------------------------- more rows than memory
+
+
+def blocks_of(ds: stage1.Dataset, features: stage1.Features):
+    return stage2.StreamedRows(ds.blocks("train"), lambda frame: stage2.Rows(features, frame, "cpu", "like"))
+
+
+def in_order(batches) -> np.ndarray:
+    """All rows of some batches as one matrix, sorted, so that only their order is lost."""
+    rows = np.concatenate([np.concatenate([part.reshape(len(part), -1).numpy() for part in batch], axis=1) for batch in batches])
+    return rows[np.lexsort(rows.T)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
+    ds = preprocess(tmp_path, random_log(1500, 60, 50))  # 1,200 training rows: 12 blocks, of which 8 are shuffled together
+    monkeypatch.setattr(stage1, "MEMORY", 1)
+    thin = stage1.load_dataset(ds.folder)
+    features = stage1.Features(ds.tables, ds.vocabularies, stage2.choose_features(stage2.parse_args([]), ds))
+    expected = in_order(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
+    torch.manual_seed(0)
+    epochs = []
+    for _ in range(2):
+        found, state = [], torch.get_rng_state()
+        for rank in range(workers):
+            monkeypatch.setattr(stage2, "RANK", rank)
+            monkeypatch.setattr(stage2, "WORKERS", workers)
+            torch.set_rng_state(state)  # the same for all
+            found.append(list(blocks_of(thin, features).batches(30, shuffled=True)))
+        assert len({tuple(len(batch[-1]) for batch in of_worker) for of_worker in found}) == 1  # all make the same steps
+        epochs.append(np.concatenate([batch[2].numpy() for of_worker in found for batch in of_worker]))
+        every = in_order([batch for of_worker in found for batch in of_worker])
+        if workers == 1:
+            np.testing.assert_array_equal(every, expected)
+        else:  # 100 rows of a block are 33 of each worker
+            assert len(every) == 12 * 99 and {*map(tuple, every)} <= {*map(tuple, expected)} and len(np.unique(every, axis=0)) == len(every)
+    assert not np.array_equal(*epochs)
+
+
+def test_a_streamed_training_learns_as_much_and_is_evaluated_alike(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 500)
+    log = random_log(9000, 200, 120)
+    data = preprocess(tmp_path, log).folder
+    flags = ["--epochs", "6", "--patience", "6", "--batch-size", "64"]
+    quality = {}
+    for name in ("whole", "streamed"):
+        if name == "streamed":
+            monkeypatch.setattr(stage1, "MEMORY", 1)
+        path = run(tmp_path / name, data, *flags)
+        assert ("rows do not fit into memory: every epoch reads them from" in capsys.readouterr().out) == (name == "streamed")
+        quality[name] = load(path)["validation_auc"]
+        metrics = tmp_path / f"{name}.json"
+        flags_of_stage_3 = ["--data-dir", str(data), "--checkpoint", str(tmp_path / "whole" / "best.pt"), "--metrics", str(metrics), "--device", "cpu"]
+        stage3.main([*flags_of_stage_3, "--plot", str(tmp_path / "results.png"), "--bootstrap", "20"])
+    assert quality["streamed"] > 0.65 and abs(quality["streamed"] - quality["whole"]) < 0.015
+    whole, streamed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "streamed"))
+    assert whole["models"] == streamed["models"] and whole["intervals"] == streamed["intervals"]
+    for flag in (["--refit"], ["--warm-start", str(tmp_path / "whole" / "best.pt")]):
+        with pytest.raises(InputError, match="in memory, and they do not fit"):
+            run(tmp_path / "refused", data, *flags, *flag)
