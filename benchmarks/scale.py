@@ -6,7 +6,8 @@
 Preprocessing runs as a user runs it, on generated ratings-only files of --scales times Electronics 5-core (26 is the size of Electronics
 2023), users and items in proportion. Training is one epoch of wide_deep_model.py's loop over generated encoded rows of user, item,
 month, two crosses and two numbers in memory, embeddings of 32, layers 256-128-64, batches of 4,096. Ids follow long tails. The second
-figure of training compares tables of 10 times as many users and items, in turns, on the same rows and the same batch.
+figure of training compares tables of 10 times as many users and items, in turns, on the same rows and the same batch. The third
+compares rows read from the file in every epoch with the same rows in memory, in turns, with the features of the default model.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,8 @@ import torch
 from speed import ROOT, run_script
 from tqdm import tqdm
 
-import wide_deep_model as stage2  # speed made it importable
+import amazon_preprocessing as stage1  # speed made it importable
+import wide_deep_model as stage2
 
 USERS, ITEMS, GROWTH, BATCH = 200_000, 60_000, 10, 4096
 FEATURES = {"user_id": 1, "item_id": 1, "cross_user": 4, "cross_item": 4, "month": 0}  # codes per user or item
@@ -58,9 +61,26 @@ def make_training(rows: int, growth: int = 1) -> tuple[stage2.Training, stage2.R
     return stage2.Training(args, vars(args) | {"component": "wide-deep"}, features, 0.8), tensors
 
 
-def epoch_seconds(training: stage2.Training, rows: stage2.Rows) -> float:
+def streaming(scale: float, turns: int) -> tuple[int, list[float]]:
+    """Training rows, and in each turn the seconds of an epoch over rows in memory divided by those of one that reads them from the file."""
+    with tempfile.TemporaryDirectory(prefix="wide_deep_scale_") as folder:
+        preprocessing(scale, Path(folder))
+        stage1.MEMORY = 1
+        ds = stage1.load_dataset(Path(folder) / "data")
+        args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
+        config = vars(args) | stage2.choose_features(args, ds)
+        features = stage1.Features(ds.tables, ds.vocabularies, config)
+        encode = partial(stage2.Rows, features, device="cpu", objective="like")
+        streamed, training = stage2.StreamedRows(ds.blocks("train"), encode), stage2.Training(args, config, features, 0.8)
+        in_memory = stage2.Rows.__new__(stage2.Rows)
+        in_memory.tensors = tuple(map(torch.cat, zip(*(encode(block()).tensors for block in ds.blocks("train")))))
+        epoch_seconds(training, in_memory)  # warm-up
+        return len(in_memory), [epoch_seconds(training, in_memory) / epoch_seconds(training, streamed) for _ in range(turns)]
+
+
+def epoch_seconds(training: stage2.Training, rows: stage2.Rows | stage2.StreamedRows) -> float:
     begin = time.perf_counter()
-    with tqdm(total=len(rows), unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
+    with tqdm(unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
         training.run_epoch(rows, bar)
     return time.perf_counter() - begin
 
@@ -82,7 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scales", type=float, nargs="*", default=[0.06, 0.6, 6, 25.99], help="of preprocessing (default: 0.06 0.6 6 25.99)")
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000, 40_000_000], help="of an epoch (default: 0.1 to 40 million)")
-    parser.add_argument("--turns", type=int, default=5, help="of the tables of both sizes (default: 5)")
+    parser.add_argument("--stream-scale", type=float, default=6, help="of the log whose rows are read from the file (default: 6)")
+    parser.add_argument("--turns", type=int, default=5, help="of the tables of both sizes, and of rows in memory and in the file (default: 5)")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "scale.png", metavar="FILE")
     args = parser.parse_args()
     prepared, trained = [], []
@@ -95,6 +116,10 @@ def main() -> None:
     ratios = [small / large for small, large in turns]
     print(f"training with {GROWTH} times the users and items: {statistics.median(ratios):.2f} times the rows/s ({min(ratios):.2f} to {max(ratios):.2f})")
     del both
+    if args.stream_scale:
+        rows, ratios = streaming(args.stream_scale, args.turns)
+        print(f"training that reads {rows:,} rows from the file: {statistics.median(ratios):.2f} times the rows/s of rows in memory "
+              f"({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
     for rows in args.rows:
         training, tensors = make_training(rows)
         epoch_seconds(training, make_training(100_000)[1])  # warm-up

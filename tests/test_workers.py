@@ -69,7 +69,7 @@ def test_two_workers_end_with_the_weights_of_one_process(data, tmp_path, flags, 
 
 
 def test_a_killed_worker_ends_the_run_which_resumes_to_the_very_same_weights(data, tmp_path):
-    flags = ["--batch-size", "64", "--patience", "1000", "--dropout", "0.2"]
+    flags = ["--batch-size", "64", "--patience", "1000", "--dropout", "0.2", "--batch-norm"]
     process = start(tmp_path / "killed", data, *flags, "--epochs", "1000")
     try:
         while "epoch 2" not in process.stdout.readline():
@@ -86,12 +86,15 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_very_same_weights(dat
     assert all("go on from the last epoch with --resume" in line for line in told)  # none where torchrun was quicker to stop it
     assert stage2.load_model(tmp_path / "killed" / "best.pt", "cpu").recommend(n=3)["item"].is_unique
     epochs = ["--epochs", str(torch.load(tmp_path / "killed" / stage2.LAST, weights_only=True)["epoch"] + 2)]
-    whole = start(tmp_path / "whole", data, *flags, *epochs)
+    log = "def validate(*rest):\n    found = real(*rest)\n    print(found, file=open(f'rank{stage2.RANK}', 'a'))\n    return found"
+    whole = start(tmp_path / "whole", data, *flags, *epochs, changes=f"real = stage2.validate\n{log}\nstage2.validate = validate")
     finished(start(tmp_path / "killed", data, *flags, "--resume", *epochs))
     finished(whole)
     resumed = weights(tmp_path / "killed" / stage2.LAST)
     for name, value in weights(tmp_path / "whole" / stage2.LAST).items():
         assert torch.equal(resumed[name], value), name
+    first, second = ((tmp_path / "whole" / f"rank{rank}").read_text() for rank in (0, 1))
+    assert first == second and first.count("validation_auc") == int(epochs[1])  # so that both stop in the same epoch
 
 
 def test_a_wrong_flag_ends_all_workers(data, tmp_path):
