@@ -166,15 +166,15 @@ class RowOptimizer(torch.optim.Optimizer):
                 gradient, state = table.grad if table.grad.is_sparse else table.grad.to_sparse(1), self.state[table]
                 gradient = gradient.coalesce() if table.is_cuda else gradient  # what follows would add there in no fixed order
                 if not hasattr(table, "place"):  # room to work in, no state of the training
-                    table.place = torch.empty(len(table), dtype=torch.long, device=table.device)
+                    table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
                     state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
                         state["shift"] = -table * state["sum"].sqrt() / lr - table.sign() * group["l1"]
                 state["step"] += 1
                 ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), device=table.device)
-                table.place[ids] = order  # of an id's places in the batch one stays, where its gradients are summed: sooner than sorting
-                place = table.place[ids]
+                table.place[ids] = order.int()  # of an id's places in the batch one stays, where its gradients are summed: sooner than sorting
+                place = table.place[ids].long()
                 rows, values = (part[place == order] for part in (ids, torch.zeros_like(values).index_add_(0, place, values)))
                 parts = {name: state[name].index_select(0, rows) for name in group["statistics"]}
                 weights = table.index_select(0, rows) if decay or "l1" in group else None
