@@ -610,9 +610,10 @@ def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_exploration_is_a_picture_of_1600_pixels(tmp_path, monkeypatch):
+@pytest.mark.parametrize("flags", [[], ["--test-fraction", "0", "--validation-fraction", "0"]], ids=["three splits", "training rows only"])
+def test_the_exploration_is_a_picture_of_1600_pixels(tmp_path, monkeypatch, flags):
     monkeypatch.setattr(stage1, "plot_exploration", PLOT_EXPLORATION)
-    ds = preprocess(tmp_path, random_log(700, 50, 40))
+    ds = preprocess(tmp_path, random_log(700, 50, 40), *flags)
     data = (ds.folder / stage1.EXPLORATION).read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and width >= 1600 and height >= 800
