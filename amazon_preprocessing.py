@@ -52,7 +52,8 @@ DAMPING = 5.0  # an average counts as if this many ratings at the training mean 
 QUANTILES = 101  # knots of a numeric feature's distribution function
 PARQUET_ROW_GROUP = 262_144
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
-MEMORY, ROW_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 500  # of this machine; of a row while it is read, encoded, trained on
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
+ROW_BYTES = 500  # of memory for a row while it is read, encoded and trained on
 REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
 DATA = REVIEWS, USERS, ITEMS, VOCABULARIES = "processed_reviews.parquet", "users.parquet", "items.parquet", "vocabularies.pkl"  # for the later stages
 REJECTED, EXPLORATION, INDEX = "rejected_rows.jsonl", "exploration.png", "dataset.json"
@@ -603,13 +604,13 @@ class Dataset:
 
     def blocks(self, split: str) -> list[Callable[[], pd.DataFrame]]:
         """What reads the rows of a split with all their columns, at most a row group of the file at a time."""
-        splits = self.reviews["split"].to_numpy()
+        of_split = (self.reviews["split"] == split).to_numpy()
         if not self.streamed:
-            places = np.flatnonzero(splits == split)
+            places = np.flatnonzero(of_split)
             return [partial(self.reviews.take, places[begin : begin + PARQUET_ROW_GROUP]) for begin in range(0, len(places), PARQUET_ROW_GROUP)]
         file = pq.ParquetFile(self.folder / REVIEWS)
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-        return [lambda group=group: file.read_row_group(group).to_pandas() for group in np.flatnonzero(splits[ends - 1] == split)]
+        return [lambda group=group: file.read_row_group(group).to_pandas() for group in np.flatnonzero(of_split[ends - 1])]
 
     def rows(self, split: str) -> pd.DataFrame:
         return pd.concat([block() for block in self.blocks(split)], ignore_index=True)
@@ -676,8 +677,7 @@ def check_dataset(ds: Dataset) -> None:
 
 
 def check_rows(ds: Dataset, rows: pd.DataFrame, split: str) -> None:
-    """The same of some rows of a split: every part is used on a sample as later stages will use it, so that what is missing or of
-    another kind fails here, not there."""
+    """The same of some rows of a split. A sample is used as later stages will use it: what is missing or of another kind fails here, not there."""
     words = ds.vocabularies
     sizes = {"user_id": len(ds.users), "item_id": len(ds.items), "label": 2, **{name: len(words[name]) for name in CONTEXT}}
     require_codes(rows, sizes | {name: words["crosses"][name]["size"] for name in {*CROSSES, *words["crosses"]}})

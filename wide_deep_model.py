@@ -42,7 +42,7 @@ import amazon_preprocessing as stage1
 from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Features, InputError, Parser, fraction, load_dataset, run_script
 
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
-ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained for unseen ids; start
+ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
 ADAGRAD_START = ROW_ADAM_EPS = 10.0
@@ -697,9 +697,8 @@ class Recommender:
         coded = ((name, table[name]) for who, table in self.features.tables.items() for name in self.features.vocabularies["categories"][who])
         whole = all(codes.between(0, self.features.size(name) - 1).all() for name, codes in coded)  # a wrong code would find a neighbour's row
         stage1.require(whole and "title" in self.items, "codes out of range, or no titles")
-        users, items = len(self.users), len(self.items)
-        self.seen, self.likes = (unpack_matrix(matrix, (users, items)) for matrix in (saved["seen"], saved["lists"]["likes"]))
-        self.pairs = unpack_matrix(saved["lists"]["pairs"], (items, items))
+        self.seen, self.likes = (unpack_matrix(matrix, (len(self.users), len(self.items))) for matrix in (saved["seen"], saved["lists"]["likes"]))
+        self.pairs = unpack_matrix(saved["lists"]["pairs"], (len(self.items), len(self.items)))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
@@ -738,10 +737,11 @@ class Recommender:
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
         score, category, ids = wide + deep, self.items["category"].to_numpy(), []
         score[[] if keep_seen else seen] = -math.inf
-        while len(ids) < n and score.max() > -math.inf:
+        while diversify and len(ids) < n and score.max() > -math.inf:
             ids.append(int(score.argmax()))
-            score[category == category[ids[-1]] if diversify else []] -= diversify
+            score[category == category[ids[-1]]] -= diversify
             score[ids[-1]] = -math.inf
+        ids = ids if diversify else torch.from_numpy(score).topk(min(n, np.count_nonzero(score > -math.inf))).indices.tolist()
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": (wide + deep)[ids], "wide": wide[ids], "deep": deep[ids]})
 

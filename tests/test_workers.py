@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import wide_deep_model as stage2
+from readers import InputError
 from tests.conftest import preprocess, random_log
 
 ROOT = Path(stage2.__file__).parent
@@ -95,6 +96,18 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_very_same_weights(dat
         assert torch.equal(resumed[name], value), name
     first, second = ((tmp_path / "whole" / f"rank{rank}").read_text() for rank in (0, 1))
     assert first == second and first.count("validation_auc") == int(epochs[1])  # so that both stop in the same epoch
+
+
+def test_a_lost_worker_is_told_in_one_line(data, tmp_path, monkeypatch):
+    """What the others do when a collective operation fails, without the race against the signal of torchrun."""
+    def lost(run):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(stage2, "WORKERS", 2)
+    monkeypatch.setattr(stage2.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(stage2.Run, "execute", lost)
+    with pytest.raises(InputError, match="worker 0 of 2 failed or lost another: Connection closed by peer; go on from the last epoch with --resume"):
+        stage2.main(stage2_flags(tmp_path, data))
 
 
 def test_a_wrong_flag_ends_all_workers(data, tmp_path):
