@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from tqdm import tqdm
 import amazon_preprocessing as stage1
 from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Features, InputError, Parser, fraction, load_dataset, run_script
 
+SIMILAR = ("user_similar_review_count", "user_similar_avg_residual")  # of a user among items similar to the item
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
@@ -51,6 +53,7 @@ SCORE_BLOCK, USER_BLOCK = 4096, 256  # rows, and users of lists, scored at a tim
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
+COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
 TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
@@ -58,7 +61,7 @@ SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pair
 STREAM = 8  # blocks shuffled together where rows do not fit into memory
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT, LAST, HISTORY = 6, "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 7, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -223,6 +226,66 @@ class Rows(TensorDataset):
         order = torch.randperm(len(self)).to(self.tensors[0].device) if shuffled else None
         blocks = ([t[chosen] for t in self.tensors] for chosen in order.split(size * 16)) if shuffled else [self.tensors]
         return (batch for block in blocks for batch in zip(*(t.split(size) for t in block)))
+
+
+class Inputs(Features):
+    """The features of stage 1, and the cross history item x candidate (Cheng et al. 2016, section 2) of single rows, SIMILAR: what a user's ratings of
+    similar items were beyond what was expected of them (the item-kNN of Koren 2010, section 2.2). A row's own rating is not among them, and for a
+    row that is known, items are similar by other folds of users: similarities that saw what is to be predicted would seem to know it."""
+
+    def __init__(self, tables: dict, vocabularies: dict, config: dict, deviation: csr_matrix | None, similarities: list[csr_matrix]) -> None:
+        """deviation: [users + 1, items + 1] rating minus expectation; similarities: [items + 1, items + 1] of all users; to train, also of all but each
+        fold; none where the configuration does not name SIMILAR."""
+        super().__init__(tables, vocabularies, config)
+        self.deviation, self.similarities = deviation, similarities
+
+    def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return super().encode(rows.assign(**self.similar(rows)) if self.similarities else rows)
+
+    def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+        """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
+        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((len(rows), 2), np.float32)
+        fold = np.zeros(len(rows), int)
+        if len(self.similarities) > 1:
+            fold = np.where(self.deviation[users, items].A1 != 0, 1 + users % FOLDS, 0)
+        for f, similarity in enumerate(self.similarities):
+            of_fold = np.flatnonzero(fold == f)
+            for part in np.split(of_fold, range(SCORE_BLOCK, len(of_fold), SCORE_BLOCK)):
+                history, weights = self.deviation[users[part]], similarity[items[part]]
+                found[part] = np.hstack([weights.multiply(values).sum(axis=1) for values in (history != 0, history)])
+        found[:, 1] /= np.maximum(found[:, 0], 1e-9)
+        return dict(zip(SIMILAR, found.T))
+
+
+def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
+    """The features that a configuration names, SIMILAR fitted on the known rows."""
+    inputs = Inputs(ds.tables, ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}, config, None, [])
+    if {*SIMILAR} & {*inputs.columns}:
+        deviation = known["rating"].to_numpy() - known["rating"].mean()
+        for who, table in ds.tables.items():
+            offset = stage1.damped(table[f"{who}_avg_residual"].to_numpy(), table["train_count"].to_numpy(), 0.0)
+            deviation = deviation - offset[known[f"{who}_id"]]
+        inputs.deviation = interactions(known, (len(ds.users), len(ds.items)), deviation)
+        fold = np.arange(len(ds.users)) % FOLDS
+        inputs.similarities = [similar_items(part) for part in (inputs.deviation, *(inputs.deviation[fold != f] for f in range(FOLDS)))]
+        columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
+        for name in SIMILAR:  # the least deviation: where hardly any items are alike, it is next to 0
+            spec = stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0})
+            inputs.vocabularies["numeric"][name] = spec | {"deviation": max(spec["deviation"], 0.1)}
+    return inputs
+
+
+def similar_items(deviation: csr_matrix) -> csr_matrix:
+    """Cosines of the users' deviations from items, those above 0 and of each item the NEIGHBOURS highest. Norms are damped, so that few common users count
+    little, and COSINE_UNIT counts as one rating."""
+    scaled = deviation @ diags(1 / np.sqrt(deviation.power(2).sum(axis=0).A1 + COSINE_DAMPING), dtype=np.float32)
+    cosine = csr_matrix(scaled.T @ scaled / COSINE_UNIT, dtype=np.float32)
+    rows = [(begin, end) for begin, end in pairwise(cosine.indptr) if begin < end]
+    best = [begin + np.argpartition(-cosine.data[begin:end], min(NEIGHBOURS, end - begin - 1))[: NEIGHBOURS + 1] for begin, end in rows]  # and itself
+    best = np.concatenate([*best, np.empty(0, int)])
+    item = np.repeat(np.arange(cosine.shape[0]), np.diff(cosine.indptr))[best]
+    keep = (cosine.data[best] > 0) & (cosine.indices[best] != item)
+    return csr_matrix((cosine.data[best][keep], (item[keep], cosine.indices[best][keep])), cosine.shape)
 
 
 class StreamedRows:
@@ -510,7 +573,7 @@ class Run:
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
         self.histories = {}  # of the phases that began, in their order
-        self.lists, self.penalty = {}, None  # by whether validation rows count as well; chosen once
+        self.lists, self.features, self.penalty = {}, {}, None  # by whether validation rows count as well; chosen once
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
                 self.histories, old = saved["histories"], saved["run"]
@@ -533,13 +596,16 @@ class Run:
         path = self.args.checkpoint if component == self.args.component else self.args.checkpoint.with_suffix(f".{component}.pt")
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
         known = ds.reviews[ds.reviews["split"].isin(["train", "validation"][: 1 + refit])]
-        features = Features(ds.tables, ds.vocabularies, config)
+        if refit not in self.features:
+            self.features[refit] = fit_inputs(ds, known, config)
+        features = self.features[refit]
         served = {  # all of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it
             "format": FORMAT,
             "config": config,
-            "vocabularies": stage1.convert(ds.vocabularies, np.ndarray, torch.from_numpy),
+            "vocabularies": stage1.convert(features.vocabularies, np.ndarray, torch.from_numpy),
             **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
             "lists": {} if RANK else self.fit_lists(component, refit),
+            "similar": [pack_matrix(part) for part in (features.deviation, *features.similarities[:1]) if features.similarities],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
             "last_training_timestamp": ds.index["last_training_timestamp"],
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
@@ -624,9 +690,9 @@ def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
     """--wide and --deep as names of coded fields and of numeric columns; a field with several values stands for all its columns."""
     words = ds.vocabularies
     fields = ["user_id", "item_id", *words["categories"][ITEM], *words["categories"][USER], *CONTEXT]
-    crosses, numeric, groups = [*words["crosses"]], [*words["numeric"]], words["groups"]
+    crosses, numeric, groups = [*words["crosses"]], [*words["numeric"], *SIMILAR], words["groups"]
     known = {"wide": [*fields, *crosses, *groups, *(n for n in numeric if n not in PAIR_STATE)], "deep": [*fields, *groups, *numeric]}
-    default = {"wide": ["user_id", "item_id", *crosses], "deep": [*fields, *numeric]}
+    default = {"wide": ["user_id", "item_id", *crosses, SIMILAR[1]], "deep": [*fields, *numeric]}
     chosen = {part: getattr(args, part) or [n for n in names if n not in NOT_BY_DEFAULT] for part, names in default.items()}
     for part, names in chosen.items():
         if unknown := [name for name in names if name not in known[part]]:
@@ -688,7 +754,10 @@ class Recommender:
         self.config, self.history, self.epoch, self.fingerprint = saved["config"], saved["history"], saved["epoch"], saved["fingerprint"]
         self.dataset, self.versions, self.moment, self.device = saved["dataset"], saved["versions"], saved["last_training_timestamp"], device
         self.users, self.items = (pd.read_parquet(io.BytesIO(saved[table])) for table in ("users", "items"))
-        self.features = Features({USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
+        tables, vocabularies = {USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
+        shapes = [(len(table), len(self.items)) for table in tables.values()]
+        deviation, *similarities = map(unpack_matrix, saved["similar"], shapes) if saved["similar"] else [None]
+        self.features = Inputs(tables, vocabularies, self.config, deviation, similarities)
         self.model, self.taste = WideDeep(self.features, self.config), Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
@@ -697,8 +766,8 @@ class Recommender:
         coded = ((name, table[name]) for who, table in self.features.tables.items() for name in self.features.vocabularies["categories"][who])
         whole = all(codes.between(0, self.features.size(name) - 1).all() for name, codes in coded)  # a wrong code would find a neighbour's row
         stage1.require(whole and "title" in self.items, "codes out of range, or no titles")
-        self.seen, self.likes = (unpack_matrix(matrix, (len(self.users), len(self.items))) for matrix in (saved["seen"], saved["lists"]["likes"]))
-        self.pairs = unpack_matrix(saved["lists"]["pairs"], (len(self.items), len(self.items)))
+        self.seen, self.likes = (unpack_matrix(matrix, shapes[0]) for matrix in (saved["seen"], saved["lists"]["likes"]))
+        self.pairs = unpack_matrix(saved["lists"]["pairs"], shapes[1])
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 

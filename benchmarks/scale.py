@@ -69,7 +69,7 @@ def streaming(scale: float, turns: int) -> tuple[int, list[float]]:
         ds = stage1.load_dataset(Path(folder) / "data")
         args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
         config = vars(args) | stage2.choose_features(args, ds)
-        features = stage1.Features(ds.tables, ds.vocabularies, config)
+        features = stage2.fit_inputs(ds, ds.rows("train"), config)
         encode = partial(stage2.Rows, features, device="cpu", objective="like")
         streamed, training = stage2.StreamedRows(ds.blocks("train"), encode), stage2.Training(args, config, features, 0.8)
         in_memory = stage2.Rows.__new__(stage2.Rows)

@@ -132,7 +132,7 @@ def compare_training(args: argparse.Namespace, data: Path) -> dict[str, list[flo
     ds, options = load_dataset(data), stage2.parse_args(["--device", "cpu"])
     run = stage2.Run(options, ds)
     config = run.config | {"refit": False}
-    features = stage2.Features(ds.tables, ds.vocabularies, config)
+    features = stage2.fit_inputs(ds, ds.rows("train"), config)
     train = ds.reviews[ds.reviews["split"] == "train"]
     rows = stage2.Rows(features, train.sample(min(args.rows, len(train)), random_state=options.seed), "cpu", "like")
     training = stage2.Training(options, config, features, ds.index["positive_rate"])

@@ -100,7 +100,7 @@ def test_a_warm_start_keeps_what_was_learned_of_every_old_id_value_and_cross(sho
     _, ds = shops[1]
     args = stage2.parse_args(["--data-dir", str(shops[1][0]), "--warm-start", str(earlier), *QUICK])
     config = stage2.Run(args, ds).config | {"component": "wide-deep", "refit": False}
-    features = stage2.Features(ds.tables, ds.vocabularies, config)
+    features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training, old = stage2.Training(args, config, features, 0.8), stage2.load_model(earlier, "cpu")
     train_rows = ds.reviews[ds.reviews["split"] == "train"]
     stage2.warm_start(training.model, features, config, train_rows)

@@ -235,7 +235,7 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
     args = stage2.parse_args(["--data-dir", str(data), "--wide", *WIDE, *QUICK])
     command = stage2.Run(args, ds)
     config = command.config | {"component": "wide-deep"}
-    features = stage2.Features(ds.tables, ds.vocabularies, config)
+    features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training = stage2.Training(args, config, features, 0.8)
     ones = torch.ones(40_000, len(features.wide), dtype=torch.int32), torch.ones(40_000, len(features.categorical), dtype=torch.int32)
     wide, deep = training.hide_ids(*ones)
@@ -259,7 +259,7 @@ def test_the_kept_weights_are_the_running_mean(shop, batch_norm):
     data, ds = shop
     args = stage2.parse_args(["--data-dir", str(data), "--average", "0.8", *QUICK, "--batch-size", "128", *["--batch-norm"] * batch_norm])
     config = stage2.Run(args, ds).config | {"component": "wide-deep"}
-    features = stage2.Features(ds.tables, ds.vocabularies, config)
+    features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training, after = stage2.Training(args, config, features, 0.8), []
     bar = Namespace(update=lambda rows: after.append([p.detach().clone() for p in training.model.parameters()]), set_postfix=print)
     training.run_epoch(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like"), bar)
@@ -650,7 +650,7 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
     ds = preprocess(tmp_path, random_log(1500, 60, 50))  # 1,200 training rows: 12 blocks, of which 8 are shuffled together
     monkeypatch.setattr(stage1, "MEMORY", 1)
     thin = stage1.load_dataset(ds.folder)
-    features = stage1.Features(ds.tables, ds.vocabularies, stage2.choose_features(stage2.parse_args([]), ds))
+    features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args([]), ds))
     expected = in_order(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
     torch.manual_seed(0)
     epochs = []
