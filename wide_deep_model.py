@@ -233,41 +233,44 @@ class Inputs(Features):
     similar items were beyond what was expected of them (the item-kNN of Koren 2010, section 2.2). A row's own rating is not among them, and for a
     row that is known, items are similar by other folds of users: similarities that saw what is to be predicted would seem to know it."""
 
-    def __init__(self, tables: dict, vocabularies: dict, config: dict, deviation: csr_matrix | None, similarities: list[csr_matrix]) -> None:
-        """deviation: [users + 1, items + 1] rating minus expectation; similarities: [items + 1, items + 1] of all users; to train, also of all but each
-        fold; none where the configuration does not name SIMILAR."""
+    def __init__(self, tables: dict, vocabularies: dict, config: dict, residual: csr_matrix | None, similarities: list[csr_matrix]) -> None:
+        """residual: [users + 1, items + 1] rating minus what the item gets; similarities: [items + 1, items + 1] of all users; to train, also of all
+        but each fold; none where the configuration does not name SIMILAR."""
         super().__init__(tables, vocabularies, config)
-        self.deviation, self.similarities = deviation, similarities
+        self.residual, self.similarities = residual, similarities
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return super().encode(rows.assign(**self.similar(rows)) if self.similarities else rows)
 
+    def offset(self, users: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
+        """How far above the items' a user's ratings are, but for the own residual, 0 if there is none."""
+        total, count = self.residual.sum(axis=1).A1, np.diff(self.residual.indptr)
+        return (total[users] - own) / (count[users] - (own != 0) + stage1.DAMPING)
+
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
-        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((len(rows), 2), np.float32)
-        fold = np.zeros(len(rows), int)
-        if len(self.similarities) > 1:
-            fold = np.where(self.deviation[users, items].A1 != 0, 1 + users % FOLDS, 0)
+        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((len(rows), 2))
+        own = self.residual[users, items].A1 if len(self.similarities) > 1 else np.zeros(len(rows))
+        fold = np.where(own != 0, 1 + users % FOLDS, 0)
         for f, similarity in enumerate(self.similarities):
             of_fold = np.flatnonzero(fold == f)
             for part in np.split(of_fold, range(SCORE_BLOCK, len(of_fold), SCORE_BLOCK)):
-                history, weights = self.deviation[users[part]], similarity[items[part]]
+                history, weights = self.residual[users[part]], similarity[items[part]]
                 found[part] = np.hstack([weights.multiply(values).sum(axis=1) for values in (history != 0, history)])
-        found[:, 1] /= np.maximum(found[:, 0], 1e-9)
-        return dict(zip(SIMILAR, found.T))
+        count, total = found.T
+        return dict(zip(SIMILAR, (count, total / np.maximum(count, 1e-9) - self.offset(users, own) * (count > 0))))
 
 
 def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
     """The features that a configuration names, SIMILAR fitted on the known rows."""
     inputs = Inputs(ds.tables, ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}, config, None, [])
     if {*SIMILAR} & {*inputs.columns}:
-        deviation = known["rating"].to_numpy() - known["rating"].mean()
-        for who, table in ds.tables.items():
-            offset = stage1.damped(table[f"{who}_avg_residual"].to_numpy(), table["train_count"].to_numpy(), 0.0)
-            deviation = deviation - offset[known[f"{who}_id"]]
-        inputs.deviation = interactions(known, (len(ds.users), len(ds.items)), deviation)
+        of_item = stage1.damped(ds.items["item_avg_residual"].to_numpy(), ds.items["train_count"].to_numpy(), 0.0)
+        residual = known["rating"].to_numpy() - known["rating"].mean() - of_item[known["item_id"]]
+        inputs.residual = interactions(known, (len(ds.users), len(ds.items)), residual)
+        deviation = interactions(known, inputs.residual.shape, residual - inputs.offset(known["user_id"].to_numpy()))
         fold = np.arange(len(ds.users)) % FOLDS
-        inputs.similarities = [similar_items(part) for part in (inputs.deviation, *(inputs.deviation[fold != f] for f in range(FOLDS)))]
+        inputs.similarities = [similar_items(part) for part in (deviation, *(deviation[fold != f] for f in range(FOLDS)))]
         columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
         for name in SIMILAR:  # the least deviation: where hardly any items are alike, it is next to 0
             spec = stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0})
@@ -605,7 +608,7 @@ class Run:
             "vocabularies": stage1.convert(features.vocabularies, np.ndarray, torch.from_numpy),
             **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
             "lists": {} if RANK else self.fit_lists(component, refit),
-            "similar": [pack_matrix(part) for part in (features.deviation, *features.similarities[:1]) if features.similarities],
+            "similar": [pack_matrix(part) for part in (features.residual, *features.similarities[:1]) if features.similarities],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
             "last_training_timestamp": ds.index["last_training_timestamp"],
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
@@ -756,8 +759,8 @@ class Recommender:
         self.users, self.items = (pd.read_parquet(io.BytesIO(saved[table])) for table in ("users", "items"))
         tables, vocabularies = {USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
         shapes = [(len(table), len(self.items)) for table in tables.values()]
-        deviation, *similarities = map(unpack_matrix, saved["similar"], shapes) if saved["similar"] else [None]
-        self.features = Inputs(tables, vocabularies, self.config, deviation, similarities)
+        residual, *similarities = map(unpack_matrix, saved["similar"], shapes) if saved["similar"] else [None]
+        self.features = Inputs(tables, vocabularies, self.config, residual, similarities)
         self.model, self.taste = WideDeep(self.features, self.config), Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
