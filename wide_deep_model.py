@@ -48,7 +48,7 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 # Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
 # id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
 ADAGRAD_START = ROW_ADAM_EPS = 10.0
-ADAM = {"betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
+ADAM = {"betas": (0.9, 0.999), "statistics": (0.0, 0.0)}
 SCORE_BLOCK, USER_BLOCK = 4096, 256  # rows, and users of lists, scored at a time
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
@@ -159,42 +159,47 @@ class WideDeep(nn.Module):
 
 class RowOptimizer(torch.optim.Optimizer):
     """Adam, or where there is an "l1" Adagrad, that touches only the rows of a table that have a gradient: the arithmetic of torch's sparse
-    optimizers without their temporary sparse tensors, which took a third of a step. "statistics" are tables of its size, with their start."""
+    optimizers without their temporary sparse tensors, which took a third of a step. Two "statistics" of a weight, with their start, lie side by
+    side, [rows, 2 D]: Adam's means of the gradient and of its square; for Adagrad the shift that l1 holds back, and the sum of squares."""
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             lr, decay = group["lr"], group["weight_decay"]
             for table in group["params"]:
-                gradient, state = table.grad if table.grad.is_sparse else table.grad.to_sparse(1), self.state[table]
-                gradient = gradient.coalesce() if table.is_cuda else gradient  # what follows would add there in no fixed order
+                gradient, state = table.grad, self.state[table]
+                ids, values = (gradient._indices()[0], gradient._values()) if gradient.is_sparse else (torch.arange(len(table), device=table.device), gradient)
                 if not hasattr(table, "place"):  # room to work in, no state of the training
                     table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
-                    state.update({name: torch.full_like(table, start) for name, start in group["statistics"].items()}, step=0)
+                    state.update(statistics=torch.cat([torch.full_like(table, start) for start in group["statistics"]], 1), step=0)
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        state["shift"] = -table * state["sum"].sqrt() / lr - table.sign() * group["l1"]
+                        shift, squares = state["statistics"].chunk(2, 1)
+                        shift.copy_(-table * squares.sqrt() / lr - table.sign() * group["l1"])
                 state["step"] += 1
-                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), device=table.device)
+                order = torch.arange(len(ids), device=table.device)
                 table.place[ids] = order.int()  # of an id's places in the batch one stays, where its gradients are summed: sooner than sorting
                 place = table.place[ids].long()
-                rows, values = (part[place == order] for part in (ids, torch.zeros_like(values).index_add_(0, place, values)))
-                parts = {name: state[name].index_select(0, rows) for name in group["statistics"]}
-                weights = table.index_select(0, rows) if decay or "l1" in group else None
+                if table.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
+                    rows, values = ids, torch.zeros_like(values).index_put_((place,), values, accumulate=True)[place]
+                else:
+                    once = (place == order).nonzero()[:, 0]
+                    rows, values = ids[once], torch.zeros_like(values).index_add_(0, place, values).index_select(0, once)
+                weights, statistics = table.index_select(0, rows), state["statistics"].index_select(0, rows)
                 values = values.add(weights, alpha=decay) if decay else values
-                if "l1" in group:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; sum starts at its beta squared. Without L1: Adagrad, Duchi et al. 2011
-                    before, after = parts["sum"].sqrt(), parts["sum"].addcmul_(values, values).sqrt()
-                    shift = parts["shift"].add_(values).sub_((after - before) * weights / lr)
-                    change = F.softshrink(shift, group["l1"]).mul_(-lr) / after - weights
+                first, second = statistics.chunk(2, 1)
+                if "l1" in group:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
+                    before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
+                    shift = first.add_(values).sub_((after - before) * weights / lr)
+                    weights = F.softshrink(shift, group["l1"]).mul_(-lr) / after
                 else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
                     beta1, beta2 = group["betas"]
-                    mean = parts["exp_avg"].lerp_(values, 1 - beta1)
-                    square = parts["exp_avg_sq"].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+                    mean = first.lerp_(values, 1 - beta1)
+                    square = second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
                     rate = lr * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-                    change = mean.div(square.sqrt().add_(group["eps"])).mul_(-rate)
-                table.index_add_(0, rows, change)
-                for name, part in parts.items():
-                    state[name].index_copy_(0, rows, part)
+                    weights.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
+                table.index_copy_(0, rows, weights)
+                state["statistics"].index_copy_(0, rows, statistics)
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
@@ -204,7 +209,7 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
         if name == "adam":
             of_rows = ADAM | {"eps": ROW_ADAM_EPS / args.batch_size}
             return [RowOptimizer(tables, settings | of_rows), torch.optim.Adam([{"params": others}], **settings, fused=True)]
-        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "statistics": {"shift": 0.0, "sum": start}}
+        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "statistics": (0.0, start)}
         return [RowOptimizer(tables, settings | of_rows), torch.optim.Adagrad([{"params": others}], **settings, initial_accumulator_value=start)]
 
     if model.component == "wide":

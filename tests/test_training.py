@@ -170,10 +170,10 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
     generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, 3, sparse=True) for _ in range(2)]
     tables[1].load_state_dict(tables[0].state_dict())
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "statistics": {"shift": 0.0, "sum": 0.02}})
+        ours = stage2.RowOptimizer([tables[0].weight], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "statistics": (0.0, 0.02)})
         theirs = torch.optim.Adagrad([tables[1].weight], lr=0.1, initial_accumulator_value=0.02)
     else:
-        settings = {"lr": 0.1, "eps": 0.01, "weight_decay": 0.0, "betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
+        settings = {"lr": 0.1, "eps": 0.01, "weight_decay": 0.0, "betas": (0.9, 0.999), "statistics": (0.0, 0.0)}
         ours = stage2.RowOptimizer([tables[0].weight], settings)
         theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1, eps=0.01)
     for _ in range(50):
@@ -185,6 +185,27 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
     torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("settings", [{"l1": 0.05, "statistics": (0.0, 0.02)}, {"eps": 0.01, "betas": (0.9, 0.999), "statistics": (0.0, 0.0)}])
+def test_the_way_that_never_waits_for_a_gpu_leads_to_the_same_weights(settings):
+    """What is done on CUDA, done here: every place of an id is updated, each alike."""
+
+    class OnGpu(torch.nn.Parameter):
+        is_cuda = property(lambda self: True)
+
+    generator, first = torch.Generator().manual_seed(3), torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+    tables = [torch.nn.Parameter(first.clone()), OnGpu(first.clone())]
+    assert tables[1].is_cuda and not tables[0].is_cuda
+    optimizers = [stage2.RowOptimizer([table], settings | {"lr": 0.1, "weight_decay": 0.01}) for table in tables]
+    for _ in range(30):
+        ids, values = torch.randint(0, 20, (1, 25), generator=generator), torch.randn(25, 3, generator=generator)
+        for table, optimizer in zip(tables, optimizers):
+            table.grad = torch.sparse_coo_tensor(ids, values, table.shape)
+            optimizer.step()
+    torch.testing.assert_close(tables[0].data, tables[1].data.as_subclass(torch.Tensor), rtol=1e-5, atol=1e-6)
+    assert torch.equal(tables[1][20:].data, first[20:]) and not torch.equal(tables[0][:20].data, first[:20])
+
+
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
 def test_weight_decay_is_torchs_where_every_row_is_touched(kind):
     generator = torch.Generator().manual_seed(4)
@@ -192,10 +213,10 @@ def test_weight_decay_is_torchs_where_every_row_is_touched(kind):
     tables[1].load_state_dict(tables[0].state_dict())
     settings = {"lr": 0.1, "weight_decay": 0.3}
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], settings | {"l1": 0.0, "statistics": {"shift": 0.0, "sum": 0.02}})
+        ours = stage2.RowOptimizer([tables[0].weight], settings | {"l1": 0.0, "statistics": (0.0, 0.02)})
         theirs = torch.optim.Adagrad([tables[1].weight], **settings, initial_accumulator_value=0.02)
     else:
-        moments = {"eps": 1e-9, "betas": (0.9, 0.999), "statistics": {"exp_avg": 0.0, "exp_avg_sq": 0.0}}
+        moments = {"eps": 1e-9, "betas": (0.9, 0.999), "statistics": (0.0, 0.0)}
         ours, theirs = stage2.RowOptimizer([tables[0].weight], settings | moments), torch.optim.Adam([tables[1].weight], **settings, eps=1e-9)
     for _ in range(30):
         ids, target = torch.randperm(12, generator=generator), torch.randn(12, 3, generator=generator)
@@ -222,7 +243,7 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
         assert group["lr"] == lr and rule == kind
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         if kind == "adagrad":  # the first step of the paper's formulas
-            start = group["initial_accumulator_value"] if "statistics" not in group else group["statistics"]["sum"]
+            start = group["initial_accumulator_value"] if "statistics" not in group else group["statistics"][1]
             step = gradient / ((start + gradient**2).sqrt() + group.get("eps", 0))
         else:
             scale = math.sqrt(1 - group["betas"][1]) if "statistics" in group else 1.0  # as SparseAdam, RowAdam adds eps before the bias correction
