@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import warnings
 import os
 import subprocess
 import sys
@@ -650,6 +651,27 @@ def test_cuda_agrees_with_cpu_and_trains_in_bfloat16(shop, tmp_path):
     np.testing.assert_allclose(on_gpu.score_catalogue(np.arange(9))[:, 1:], on_cpu.score_catalogue(np.arange(9))[:, 1:], atol=1e-4)
     rows = ds.reviews[ds.reviews["split"] == "validation"]
     assert roc_auc_score(rows["label"], on_gpu.score_rows(rows)) > 0.7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no CUDA device")
+def test_no_step_waits_for_the_gpu(shop):
+    """An epoch of fewer than 100 steps reads the loss once, at its end; torch warns of every place where the CPU has to wait."""
+    data, ds = shop
+    args = stage2.parse_args(["--data-dir", str(data), *QUICK, "--batch-size", "64", "--device", "cuda"])
+    config = vars(args) | stage2.choose_features(args, ds) | {"component": "wide-deep"}
+    known = ds.rows("train").iloc[: 64 * 50]
+    inputs = stage2.fit_inputs(ds, known, config)
+    training, rows = stage2.Training(args, config, inputs, 0.8), stage2.Rows(inputs, known, "cuda", "like")
+    bar = Namespace(update=lambda rows: None, set_postfix=print)
+    training.run_epoch(rows, bar)  # the first makes the tables of statistics
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            training.run_epoch(rows, bar)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchron" in str(warning.message) for warning in caught) <= 3  # the order of the rows goes to the device, the loss comes back
 
 
 # ------------------------------------------------------------------------------------------- more rows than memory
