@@ -3,10 +3,10 @@
 import io
 import json
 import math
-import warnings
 import os
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
