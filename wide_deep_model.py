@@ -25,13 +25,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix, diags, issparse
+from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -288,12 +287,10 @@ def similar_items(deviation: csr_matrix) -> csr_matrix:
     little, and COSINE_UNIT counts as one rating."""
     scaled = deviation @ diags(1 / np.sqrt(deviation.power(2).sum(axis=0).A1 + COSINE_DAMPING), dtype=np.float32)
     cosine = csr_matrix(scaled.T @ scaled / COSINE_UNIT, dtype=np.float32)
-    rows = [(begin, end) for begin, end in pairwise(cosine.indptr) if begin < end]
-    best = [begin + np.argpartition(-cosine.data[begin:end], min(NEIGHBOURS, end - begin - 1))[: NEIGHBOURS + 1] for begin, end in rows]  # and itself
-    best = np.concatenate([*best, np.empty(0, int)])
-    item = np.repeat(np.arange(cosine.shape[0]), np.diff(cosine.indptr))[best]
-    keep = (cosine.data[best] > 0) & (cosine.indices[best] != item)
-    return csr_matrix((cosine.data[best][keep], (item[keep], cosine.indices[best][keep])), cosine.shape)
+    for row in np.split(cosine.data, cosine.indptr[1:-1]):  # views: what is set to 0 in them is left out below
+        if len(row) > NEIGHBOURS:
+            row[np.argpartition(-row, NEIGHBOURS)[NEIGHBOURS + 1 :]] = 0  # beside the item itself, which the difference leaves out
+    return (cosine - diags(cosine.diagonal())).maximum(0)
 
 
 class StreamedRows:
@@ -453,15 +450,14 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
         np.fill_diagonal(pairs, -1)
         pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
         return pairs
-    norm, columns = np.sqrt(np.maximum(gram.diagonal(), 1)), []
+    norm, weights = np.sqrt(np.maximum(gram.diagonal(), 1)), np.zeros_like(gram.data)  # weights: at the places of gram, to an item in its row
     for item in tqdm(range(len(norm)), desc="pairs of items", disable=None, leave=False):
-        others, products = (part[gram.indptr[item] : gram.indptr[item + 1]] for part in (gram.indices, gram.data))
+        row = slice(gram.indptr[item], gram.indptr[item + 1])
+        others, products = gram.indices[row], gram.data[row]
         nearest = np.argsort(np.where(others == item, np.inf, -products / norm[others]), kind="stable")[: min(NEIGHBOURS, len(others) - 1)]
-        others, products = others[nearest], products[nearest]
-        weights = np.linalg.solve(gram[others][:, others].toarray() + np.diag(held_back[others]), products)
-        columns.append((np.append(others, item), np.append(weights, -1)))
-    items, values = (np.concatenate(part) for part in zip(*columns))
-    return csr_matrix((values.astype(np.float32), (items, np.repeat(np.arange(len(norm)), [len(c[0]) for c in columns]))), gram.shape)
+        among = gram[others[nearest]][:, others[nearest]].toarray() + np.diag(held_back[others[nearest]])
+        weights[row][nearest] = np.linalg.solve(among, products[nearest])
+    return csr_matrix(csr_matrix((weights, gram.indices, gram.indptr), gram.shape).T - identity(len(norm), np.float32))
 
 
 class Taste(nn.Module):
@@ -477,11 +473,10 @@ class Taste(nn.Module):
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
-        likes, device = np.diff(history.indptr), self.hidden.weight.device
-        parts = history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32)
-        ids, offsets, weights = (torch.from_numpy(part).to(device) for part in parts)
+        likes, tensor = np.diff(history.indptr), partial(torch.as_tensor, device=self.hidden.weight.device)
+        ids, offsets, weights = map(tensor, (history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32)))
         pooled = F.embedding_bag(ids, self.liked.weight, offsets, mode="sum", per_sample_weights=weights, sparse=True)
-        vectors = self.item.weight[1:] if items is None else self.item(torch.from_numpy(items).to(device))
+        vectors = self.item.weight[1:] if items is None else self.item(tensor(items))
         return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 
     def forward(self, history: csr_matrix) -> Tensor:
@@ -584,13 +579,13 @@ class Run:
         self.lists, self.features, self.penalty = {}, {}, None  # by whether validation rows count as well; chosen once
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
-                self.histories, old = saved["histories"], saved["run"]
+                self.histories, old, fingerprint = saved["histories"], saved["run"], saved["fingerprint"]
                 stage1.require(len([*self.histories.values()][-1]) == saved["epoch"], "not the state of a training")
-                if saved["fingerprint"] != ds.index["fingerprint"]:
-                    raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
-                for name, value in self.config.items():
-                    if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
-                        raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
+            if fingerprint != ds.index["fingerprint"]:
+                raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
+            for name, value in self.config.items():
+                if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
+                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
         components = dict.fromkeys([self.args.component, "wide", "deep"][: 3 if self.args.ablations else 1])
@@ -738,8 +733,6 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
         yield saved
-    except InputError:
-        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {remedy}") from None
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
@@ -749,8 +742,9 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
     """The trained model, ready to predict and recommend by raw id, from the checkpoint alone; InputError where that is not possible."""
+    device = choose_device(device)
     with opened(path, "train it: python wide_deep_model.py") as saved:
-        return Recommender(saved, choose_device(device))
+        return Recommender(saved, device)
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
