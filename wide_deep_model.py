@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -96,11 +97,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--accept-worse", action="store_true", help="with --warm-start: write the best epoch even if the earlier model validates better")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    for name in ("embedding_dim", "epochs", "patience", "wide_lr", "deep_lr"):
-        if not 0 < getattr(args, name) < math.inf:  # NaN too
-            parser.error(f"--{name.replace('_', '-')} must be above 0")
-    if min(args.hidden) < 1 or not (0 <= args.weight_decay < math.inf and 0 <= args.wide_l1 < math.inf) or args.batch_size < 0:
-        parser.error("--hidden takes positive sizes, --weight-decay, --wide-l1 and --batch-size numbers >= 0")
+    for name in ("embedding_dim", "hidden", "epochs", "patience", "wide_lr", "deep_lr", "weight_decay", "wide_l1", "batch_size"):
+        least, may_be_0 = np.min(getattr(args, name)), name in ("weight_decay", "wide_l1", "batch_size")
+        if not (0 < least < math.inf or (may_be_0 and least == 0)):  # NaN too
+            parser.error(f"--{name.replace('_', '-')} must be {'at least' if may_be_0 else 'above'} 0")
     if args.wide_l1 and args.wide_optimizer != "ftrl":
         parser.error("--wide-l1 needs --wide-optimizer ftrl")
     if args.checkpoint.name in (LAST, HISTORY):
@@ -142,8 +142,7 @@ class WideDeep(nn.Module):
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [n, W], [n, C] and values [n, N] -> wide part with the bias, and deep part, of the logit [n]. The wide part reads the
-        first numeric columns, the deep part the last."""
+        """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> wide part with the bias, deep part of the logit [n]."""
         memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
         if self.component != "deep":
             memory = memory + self.wide(wide + self.wide_offsets).sum((1, 2)) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)  # of [n, W, 1]
@@ -357,11 +356,8 @@ class Training:
             loss = self.loss(logit.float(), target)
             loss.backward()
             for table in self.tables:  # the mean of workers' sparse gradients: ids and values are gathered, as backends do not reduce sparse tensors well
-                ids, values = table.grad._indices(), table.grad._values() / WORKERS
-                all_ids, all_values = ([torch.empty_like(part) for _ in range(WORKERS)] for part in (ids, values))
-                distributed.all_gather(all_ids, ids)
-                distributed.all_gather(all_values, values)
-                table.grad = torch.sparse_coo_tensor(torch.cat(all_ids, 1), torch.cat(all_values), table.shape, check_invariants=False)
+                ids, values = all_gather(table.grad._indices()), all_gather(table.grad._values() / WORKERS)
+                table.grad = torch.sparse_coo_tensor(torch.cat(ids, 1), torch.cat(values), table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -392,11 +388,10 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
-    """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root.
-    Weights that make a logit infinite, or no number, make the loss NaN."""
+    """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root."""
     target, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
     if not np.isfinite(logit).all():
-        return {"validation_loss": math.nan}
+        return {"validation_loss": math.nan}  # also of clipped ratings, which would hide it
     if config["objective"] == "rating":
         error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2))
         return {"validation_loss": error, "validation_rmse": math.sqrt(error)}
@@ -501,10 +496,9 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and (rounds,
-    scale): `chosen`, or those with which validation users' lists are best, scale 0 where they are without it; a whole history sums more pairs
-    than a visible part. The pairs that a user is trained with were fitted on other folds of users: those that saw what is to be found would
-    leave the network nothing to learn."""
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and (rounds, scale):
+    `chosen`, or those with which validation users' lists are best, scale 0 where they are without it; a whole history sums more pairs than a visible
+    part. A user is trained with pairs fitted on other folds of users: those that saw what is to be found would leave the network nothing to learn."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
@@ -515,7 +509,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
-    rounds, best_taste, setting, best_quality = [0.0], taste, (0, 0.0), 0.0 if chosen else list_quality(history, pairs, held)[0]  # lists without it
+    rounds, best_quality = [0.0], math.inf if chosen else list_quality(history, pairs, held)[0]  # of lists without it
+    best_taste, setting = (mean.module, chosen) if chosen else (taste, (0, 0.0))
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
@@ -532,11 +527,11 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
             if step % 10 == 0:
                 mean.update_parameters(taste)
         speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
-        quality = [number] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
+        quality = [0.0] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
         print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {max(quality):.4f}"), flush=True)
         rounds.append(max(quality))  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
-        if max(quality) > best_quality and (not chosen or number == chosen[0]):
-            best_quality, best_taste, setting = max(quality), deepcopy(mean.module), chosen or (number, SCALES[np.argmax(quality)])
+        if max(quality) > best_quality:
+            best_quality, best_taste, setting = max(quality), deepcopy(mean.module), (number, SCALES[np.argmax(quality)])
     best_taste.scale.data *= setting[1]
     return best_taste, setting
 
@@ -610,9 +605,8 @@ class Run:
             "lists": {} if RANK else self.fit_lists(component, refit),
             "similar": [pack_matrix(part) for part in (features.residual, *features.similarities[:1]) if features.similarities],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
-            "last_training_timestamp": ds.index["last_training_timestamp"],
+            **{name: ds.index[name] for name in ("last_training_timestamp", "fingerprint")},
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
-            "fingerprint": ds.index["fingerprint"],
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
         encode = partial(Rows, features, device=args.device, objective=args.objective)
