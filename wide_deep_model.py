@@ -574,7 +574,7 @@ class Run:
         self.lists, self.features, self.penalty = {}, {}, None  # by whether validation rows count as well; chosen once
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
-                self.histories, old, fingerprint = saved["histories"], saved["run"], saved["fingerprint"]
+                self.histories, old, fingerprint = saved["histories"], dict(saved["run"]), saved["fingerprint"]
                 stage1.require(len([*self.histories.values()][-1]) == saved["epoch"], "not the state of a training")
             if fingerprint != ds.index["fingerprint"]:
                 raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
