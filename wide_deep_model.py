@@ -21,7 +21,7 @@ import resource
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -137,8 +137,7 @@ class WideDeep(nn.Module):
             widths, layers = [len(deep_sizes) * config["embedding_dim"] + self.numeric, *config["hidden"]], []
             activation = {"relu": nn.ReLU(inplace=True), "gelu": nn.GELU(), "silu": nn.SiLU(inplace=True)}[config["activation"]]
             for inputs, outputs in zip(widths, config["hidden"]):
-                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else [])]
-                layers += [activation, nn.Dropout(config["dropout"])]
+                layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else []), activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,44 +235,37 @@ class Inputs(Features):
     similar items were beyond what was expected of them (the item-kNN of Koren 2010, section 2.2). A row's own rating is not among them, and for a
     row that is known, items are similar by other folds of users: similarities that saw what is to be predicted would seem to know it."""
 
-    def __init__(self, tables: dict, vocabularies: dict, config: dict, residual: csr_matrix | None, similarities: list[csr_matrix]) -> None:
-        """residual: [users + 1, items + 1] rating minus what the item gets; similarities: [items + 1, items + 1] of all users; to train, also of all
-        but each fold; none where the configuration does not name SIMILAR."""
-        super().__init__(tables, vocabularies, config)
-        self.residual, self.similarities = residual, similarities
+    residual: csr_matrix  # [users + 1, items + 1] rating of known rows minus what the item gets
+    similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return super().encode(rows.assign(**self.similar(rows)) if self.similarities else rows)
 
-    def offset(self, users: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
-        """How far above the items' a user's ratings are, but for the own residual, 0 if there is none."""
-        total, count = self.residual.sum(axis=1).A1, np.diff(self.residual.indptr)
-        return (total[users] - own) / (count[users] - (own != 0) + stage1.DAMPING)
-
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
-        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((len(rows), 2))
+        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((2, len(rows)))
         own = self.residual[users, items].A1 if len(self.similarities) > 1 else np.zeros(len(rows))
         fold = np.where(own != 0, 1 + users % FOLDS, 0)
         for f, similarity in enumerate(self.similarities):
             of_fold = np.flatnonzero(fold == f)
             for part in np.split(of_fold, range(SCORE_BLOCK, len(of_fold), SCORE_BLOCK)):
                 history, weights = self.residual[users[part]], similarity[items[part]]
-                found[part] = np.hstack([weights.multiply(values).sum(axis=1) for values in (history != 0, history)])
-        count, total = found.T
-        return dict(zip(SIMILAR, (count, total / np.maximum(count, 1e-9) - self.offset(users, own) * (count > 0))))
+                found[:, part] = [weights.multiply(values).sum(axis=1).A1 for values in (history != 0, history)]
+        total, count = self.residual.sum(axis=1).A1[users] - own, np.diff(self.residual.indptr)[users] - (own != 0)
+        of_user = total / (count + stage1.DAMPING)
+        return dict(zip(SIMILAR, (found[0], found[1] / np.maximum(found[0], 1e-9) - of_user * (found[0] > 0))))
 
 
 def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
     """The features that a configuration names, SIMILAR fitted on the known rows."""
-    inputs = Inputs(ds.tables, ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}, config, None, [])
+    inputs = Inputs(ds.tables, ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}, config)
     if {*SIMILAR} & {*inputs.columns}:
-        of_item = stage1.damped(ds.items["item_avg_residual"].to_numpy(), ds.items["train_count"].to_numpy(), 0.0)
+        of_item, ids = stage1.damped(ds.items["item_avg_residual"].to_numpy(), ds.items["train_count"].to_numpy(), 0.0), known["user_id"].to_numpy()
         residual = known["rating"].to_numpy() - known["rating"].mean() - of_item[known["item_id"]]
-        inputs.residual = interactions(known, (len(ds.users), len(ds.items)), residual)
-        deviation = interactions(known, inputs.residual.shape, residual - inputs.offset(known["user_id"].to_numpy()))
+        of_user = np.bincount(ids, residual) / (np.bincount(ids) + stage1.DAMPING)
+        inputs.residual, deviation = (interactions(known, (len(ds.users), len(ds.items)), values) for values in (residual, residual - of_user[ids]))
         fold = np.arange(len(ds.users)) % FOLDS
-        inputs.similarities = [similar_items(part) for part in (deviation, *(deviation[fold != f] for f in range(FOLDS)))]
+        inputs.similarities = [similar_items(deviation), *(similar_items(deviation[fold != f]) for f in range(FOLDS))]
         columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
         for name in SIMILAR:  # the least deviation: where hardly any items are alike, it is next to 0
             spec = stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0})
@@ -350,9 +342,8 @@ class Training:
         for step, (wide, deep, numeric, target) in enumerate(rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1):
             if len(target) == 1 and self.args.batch_norm:  # a left-over row has no variance
                 continue
-            wide, deep = self.hide_ids(wide, deep)
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
-                logit = self.forward(wide, deep, numeric)
+                logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = self.loss(logit.float(), target)
             loss.backward()
             for table in self.tables:  # the mean of workers' sparse gradients: ids and values are gathered, as backends do not reduce sparse tensors well
@@ -574,13 +565,13 @@ class Run:
         self.lists, self.features, self.penalty = {}, {}, None  # by whether validation rows count as well; chosen once
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
-                self.histories, old, fingerprint = saved["histories"], dict(saved["run"]), saved["fingerprint"]
+                self.histories, old = saved["histories"], saved["run"]
                 stage1.require(len([*self.histories.values()][-1]) == saved["epoch"], "not the state of a training")
-            if fingerprint != ds.index["fingerprint"]:
-                raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
-            for name, value in self.config.items():
-                if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
-                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
+                if saved["fingerprint"] != ds.index["fingerprint"]:
+                    raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
+                for name, value in self.config.items():
+                    if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
+                        raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
         components = dict.fromkeys([self.args.component, "wide", "deep"][: 3 if self.args.ablations else 1])
@@ -603,7 +594,7 @@ class Run:
             "vocabularies": stage1.convert(features.vocabularies, np.ndarray, torch.from_numpy),
             **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
             "lists": {} if RANK else self.fit_lists(component, refit),
-            "similar": [pack_matrix(part) for part in (features.residual, *features.similarities[:1]) if features.similarities],
+            "similar": [pack_matrix(part) for part in (features.residual, features.similarities[0])] if features.similarities else [],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
             **{name: ds.index[name] for name in ("last_training_timestamp", "fingerprint")},
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
@@ -727,6 +718,8 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
         yield saved
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {remedy}") from None
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
@@ -736,9 +729,8 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
     """The trained model, ready to predict and recommend by raw id, from the checkpoint alone; InputError where that is not possible."""
-    device = choose_device(device)
     with opened(path, "train it: python wide_deep_model.py") as saved:
-        return Recommender(saved, device)
+        return Recommender(saved, choose_device(device))
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
@@ -750,20 +742,20 @@ class Recommender:
         self.config, self.history, self.epoch, self.fingerprint = saved["config"], saved["history"], saved["epoch"], saved["fingerprint"]
         self.dataset, self.versions, self.moment, self.device = saved["dataset"], saved["versions"], saved["last_training_timestamp"], device
         self.users, self.items = (pd.read_parquet(io.BytesIO(saved[table])) for table in ("users", "items"))
-        tables, vocabularies = {USER: self.users, ITEM: self.items}, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy)
-        shapes = [(len(table), len(self.items)) for table in tables.values()]
-        residual, *similarities = map(unpack_matrix, saved["similar"], shapes) if saved["similar"] else [None]
-        self.features = Inputs(tables, vocabularies, self.config, residual, similarities)
-        self.model, self.taste = WideDeep(self.features, self.config), Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
+        tables, by_user, by_item = {USER: self.users, ITEM: self.items}, (len(self.users), len(self.items)), (len(self.items), len(self.items))
+        self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
+        if saved["similar"]:
+            self.features.residual, *self.features.similarities = map(unpack_matrix, saved["similar"], (by_user, by_item))
+        self.model = WideDeep(self.features, self.config).to(device).eval()
+        self.taste = Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
-        self.model.to(device).eval()
-        coded = ((name, table[name]) for who, table in self.features.tables.items() for name in self.features.vocabularies["categories"][who])
-        whole = all(codes.between(0, self.features.size(name) - 1).all() for name, codes in coded)  # a wrong code would find a neighbour's row
-        stage1.require(whole and "title" in self.items, "codes out of range, or no titles")
-        self.seen, self.likes = (unpack_matrix(matrix, shapes[0]) for matrix in (saved["seen"], saved["lists"]["likes"]))
-        self.pairs = unpack_matrix(saved["lists"]["pairs"], shapes[1])
+        for who, table in tables.items():  # a wrong code would find a neighbour's row
+            stage1.require_codes(table, {name: self.features.size(name) for name in self.features.vocabularies["categories"][who]})
+        stage1.require("title" in self.items, "no titles")
+        packed = saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]
+        self.seen, self.likes, self.pairs = map(unpack_matrix, packed, (by_user, by_user, by_item))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
