@@ -43,13 +43,15 @@ from wide_deep_model import quality  # noqa: E402
 
 # ------------------------------------------------------------------------------------- our settings, one list per experiment
 MEANS = " ".join(f"{who}_{name}" for who in ("user", "item") for name in ("review_count", "avg_rating", "avg_residual"))
-IDS, AND_MEANS = "--wide user_id item_id --deep user_id item_id", f"--wide user_id item_id {MEANS} --deep user_id item_id {MEANS}"
-BEST_SMALL = [f"--objective rating --dropout 0.3 --patience 8 --epochs 60 {rates}" for rates in (
-    "--wide-lr 0.001 --deep-lr 3e-4", f"--wide-lr 0.003 {AND_MEANS}", f"--wide-lr 0.01 {AND_MEANS}", f"--wide-lr 0.1 {IDS}")]  # 2a, 2b
+SIMILAR = "user_similar_avg_residual"  # the wide part has it once, the deep part with its number of ratings
+WITH_MEANS = f"--wide user_id item_id {MEANS} --deep user_id item_id {MEANS}"
+WITH_SIMILAR = f"--wide user_id item_id {MEANS} {SIMILAR} --deep user_id item_id {MEANS} {SIMILAR} user_similar_review_count"
+BEST_SMALL = [f"--objective rating --dropout 0.5 --average 0.99 --patience 8 --epochs 60 {more}" for more in (
+    f"--wide-lr 0.01 {WITH_MEANS}", f"--wide-lr 0.01 {WITH_SIMILAR}", f"--wide-lr 0.03 --deep-lr 3e-4 {WITH_MEANS}")]  # 2a, 2b
 BEST_ML100K = ["--objective rating --dropout 0.5 --epochs 60 --patience 3 --refit"]  # 2c
-BEST_ML1M = ["--objective rating --dropout 0.3 --epochs 40"]  # 2d
-BEST_CTR = ["--dropout 0.3 --epochs 40"]  # 3
-BEST_LIKES = ["--dropout 0.3 --deep-lr 3e-3 --epochs 40"]  # 7
+BEST_ML1M = ["--objective rating --dropout 0.3 --deep-lr 3e-3 --epochs 40"]  # 2d
+BEST_CTR = ["--dropout 0.3 --deep-lr 3e-3 --epochs 40"]  # 3
+BEST_LIKES = BEST_CTR  # 7
 BEST_ANIME = ["--objective rating --dropout 0.3 --batch-size 1024 --average 0.995 --epochs 40 --patience 3 --refit"]  # 5
 PAPER = [f"--wide-optimizer ftrl --wide-l1 {l1} --deep-optimizer adagrad --deep-lr 0.01 --hidden 1024 512 256 --ablations" for l1 in (0.1, 1, 10)]  # 6
 
