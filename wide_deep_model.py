@@ -9,8 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = sum over the n items j that u liked of pair[j, i] + scale n softmax(taste(history of u) . items)[i]: which of all
-                       items comes next; the first is wide (fit_pairs), the second deep (fit_taste, with --objective ranking)
+    list score(u, i) = sum of pair[j, i] over the n items j u liked (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
 """
 
 import io
@@ -34,9 +33,7 @@ from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
@@ -45,11 +42,9 @@ from amazon_preprocessing import CONTEXT, ITEM, PAIR_STATE, USER, Dataset, Featu
 SIMILAR = ("user_similar_review_count", "user_similar_avg_residual")  # of a user among items similar to the item
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
-# Adagrad from 0 and Adam with a tiny eps move a weight by the full learning rate at its first gradient, however small: an
-# id seen five times learns its noise. These two, in units of one row's gradient in a batch, make early steps proportional.
-ADAGRAD_START = ROW_ADAM_EPS = 10.0
+ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 ADAM = {"betas": (0.9, 0.999), "statistics": (0.0, 0.0)}
-SCORE_BLOCK, USER_BLOCK = 4096, 256  # rows, and users of lists, scored at a time
+SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
@@ -58,7 +53,6 @@ TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that 
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
-STREAM = 8  # blocks shuffled together where rows do not fit into memory
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
 FORMAT, LAST, HISTORY = 7, "last_wide_deep_model.pt", "training_history.json"
@@ -124,8 +118,7 @@ class WideDeep(nn.Module):
         super().__init__()
         self.component, self.wide_numeric, self.numeric = config["component"], len(features.wide_numeric), len(features.numeric)
         wide_sizes, deep_sizes = ([features.size(name) for name in names] for names in (features.wide, features.categorical))
-        self.register_buffer("wide_offsets", torch.tensor([0, *wide_sizes[:-1]]).cumsum(0), persistent=False)
-        self.register_buffer("deep_offsets", torch.tensor([0, *deep_sizes[:-1]]).cumsum(0), persistent=False)
+        self.wide_offsets, self.deep_offsets = (nn.Buffer(torch.tensor([0, *s[:-1]]).cumsum(0), persistent=False) for s in (wide_sizes, deep_sizes))
         self.bias = nn.Parameter(torch.zeros(1))
         if self.component != "deep":
             self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
@@ -155,45 +148,41 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Adam, or where there is an "l1" Adagrad, that touches only the rows of a table that have a gradient: the arithmetic of torch's sparse
-    optimizers without their temporary sparse tensors, which took a third of a step. Two "statistics" of a weight, with their start, lie side by
-    side, [rows, 2 D]: Adam's means of the gradient and of its square; for Adagrad the shift that l1 holds back, and the sum of squares."""
+    """Adam, or with an "l1" Adagrad, of only the rows that have a gradient, without the temporary sparse tensors of torch's own (a third of a step).
+    Two "statistics" [rows, 2 D], given by their start: Adam's means of gradient and square; Adagrad's shift, which l1 holds back, and sum of squares."""
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            lr, decay = group["lr"], group["weight_decay"]
             for table in group["params"]:
                 gradient, state = table.grad, self.state[table]
                 ids, values = (gradient._indices()[0], gradient._values()) if gradient.is_sparse else (torch.arange(len(table), device=table.device), gradient)
                 if not hasattr(table, "place"):  # room to work in, no state of the training
                     table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
-                    state.update(statistics=torch.cat([torch.full_like(table, start) for start in group["statistics"]], 1), step=0)
+                    first, second = (torch.full_like(table, start) for start in group["statistics"])
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        shift, squares = state["statistics"].chunk(2, 1)
-                        shift.copy_(-table * squares.sqrt() / lr - table.sign() * group["l1"])
+                        first = -table * second.sqrt() / group["lr"] - table.sign() * group["l1"]
+                    state.update(statistics=torch.cat([first, second], 1), step=0)
                 state["step"] += 1
                 order = torch.arange(len(ids), device=table.device)
-                table.place[ids] = order.int()  # of an id's places in the batch one stays, where its gradients are summed: sooner than sorting
-                place = table.place[ids].long()
+                place = table.place.index_put_((ids,), order.int())[ids].long()  # one of an id's places, where its gradients are summed: sooner than sorting
                 if table.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
                     rows, values = ids, torch.zeros_like(values).index_put_((place,), values, accumulate=True)[place]
                 else:
                     once = (place == order).nonzero()[:, 0]
                     rows, values = ids[once], torch.zeros_like(values).index_add_(0, place, values).index_select(0, once)
                 weights, statistics = table.index_select(0, rows), state["statistics"].index_select(0, rows)
-                values = values.add(weights, alpha=decay) if decay else values
+                values = values.add(weights, alpha=group["weight_decay"]) if group["weight_decay"] else values
                 first, second = statistics.chunk(2, 1)
                 if "l1" in group:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
                     before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
-                    shift = first.add_(values).sub_((after - before) * weights / lr)
-                    weights = F.softshrink(shift, group["l1"]).mul_(-lr) / after
+                    shift = first.add_(values).sub_((after - before) * weights / group["lr"])
+                    weights = F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after
                 else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
                     beta1, beta2 = group["betas"]
-                    mean = first.lerp_(values, 1 - beta1)
-                    square = second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
-                    rate = lr * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                    mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
+                    rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
                     weights.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
                 table.index_copy_(0, rows, weights)
                 state["statistics"].index_copy_(0, rows, statistics)
@@ -202,21 +191,19 @@ class RowOptimizer(torch.optim.Optimizer):
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
     """Adagrad or FTRL for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
     def optimizers(name: str, lr: float, tables: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        start, settings = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
+        start, common = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
         if name == "adam":
-            of_rows = ADAM | {"eps": ROW_ADAM_EPS / args.batch_size}
-            return [RowOptimizer(tables, settings | of_rows), torch.optim.Adam([{"params": others}], **settings, fused=True)]
+            return [RowOptimizer(tables, common | ADAM | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
         of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "statistics": (0.0, start)}
-        return [RowOptimizer(tables, settings | of_rows), torch.optim.Adagrad([{"params": others}], **settings, initial_accumulator_value=start)]
+        return [RowOptimizer(tables, common | of_rows), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
 
-    if model.component == "wide":
-        return optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], [model.bias])  # the bias is not shrunk
-    wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], []) if model.component == "wide-deep" else []
-    return wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
+    bias = [model.bias] if model.component == "wide" else []  # is not shrunk
+    wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], bias) if model.component != "deep" else []
+    return wide if bias else wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-class Rows(TensorDataset):
+class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
     def __init__(self, features: Features, frame: pd.DataFrame, device: str, objective: str) -> None:
@@ -225,15 +212,13 @@ class Rows(TensorDataset):
 
     def batches(self, size: int, shuffled: bool = False) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; shuffled, of a copy made block by block so that memory stays bounded."""
-        order = torch.randperm(len(self)).to(self.tensors[0].device) if shuffled else None
-        blocks = ([t[chosen] for t in self.tensors] for chosen in order.split(size * 16)) if shuffled else [self.tensors]
-        return (batch for block in blocks for batch in zip(*(t.split(size) for t in block)))
+        blocks = torch.randperm(len(self)).to(self.tensors[0].device).split(size * 16) if shuffled else [slice(None)]
+        return (batch for block in blocks for batch in zip(*(t[block].split(size) for t in self.tensors)))
 
 
 class Inputs(Features):
-    """The features of stage 1, and the cross history item x candidate (Cheng et al. 2016, section 2) of single rows, SIMILAR: what a user's ratings of
-    similar items were beyond what was expected of them (the item-kNN of Koren 2010, section 2.2). A row's own rating is not among them, and for a
-    row that is known, items are similar by other folds of users: similarities that saw what is to be predicted would seem to know it."""
+    """Features of stage 1, and for single rows the cross history item x candidate (Cheng et al. 2016, section 2), SIMILAR: how unexpected a user's ratings
+    of similar items were (Koren 2010, section 2.2). Its own is left out, and a known row gets similarities of other folds of users, which never saw it."""
 
     residual: csr_matrix  # [users + 1, items + 1] rating of known rows minus what the item gets
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
@@ -245,14 +230,10 @@ class Inputs(Features):
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
         users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((2, len(rows)))
         own = self.residual[users, items].A1 if len(self.similarities) > 1 else np.zeros(len(rows))
-        fold = np.where(own != 0, 1 + users % FOLDS, 0)
-        for f, similarity in enumerate(self.similarities):
-            of_fold = np.flatnonzero(fold == f)
-            for part in np.split(of_fold, range(SCORE_BLOCK, len(of_fold), SCORE_BLOCK)):
-                history, weights = self.residual[users[part]], similarity[items[part]]
-                found[:, part] = [weights.multiply(values).sum(axis=1).A1 for values in (history != 0, history)]
-        total, count = self.residual.sum(axis=1).A1[users] - own, np.diff(self.residual.indptr)[users] - (own != 0)
-        of_user = total / (count + stage1.DAMPING)
+        for (f, _), part in rows.groupby([np.where(own != 0, 1 + users % FOLDS, 0), np.arange(len(rows)) // SCORE_BLOCK]).indices.items():
+            history, weights = self.residual[users[part]], self.similarities[f][items[part]]
+            found[:, part] = [weights.multiply(values).sum(axis=1).A1 for values in (history != 0, history)]
+        of_user = (self.residual.sum(axis=1).A1[users] - own) / (np.diff(self.residual.indptr)[users] - (own != 0) + stage1.DAMPING)
         return dict(zip(SIMILAR, (found[0], found[1] / np.maximum(found[0], 1e-9) - of_user * (found[0] > 0))))
 
 
@@ -264,23 +245,19 @@ def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
         residual = known["rating"].to_numpy() - known["rating"].mean() - of_item[known["item_id"]]
         of_user = np.bincount(ids, residual) / (np.bincount(ids) + stage1.DAMPING)
         inputs.residual, deviation = (interactions(known, (len(ds.users), len(ds.items)), values) for values in (residual, residual - of_user[ids]))
-        fold = np.arange(len(ds.users)) % FOLDS
-        inputs.similarities = [similar_items(deviation), *(similar_items(deviation[fold != f]) for f in range(FOLDS))]
+        inputs.similarities = [similar_items(deviation), *(similar_items(deviation[np.arange(len(ds.users)) % FOLDS != f]) for f in range(FOLDS))]
         columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
-        for name in SIMILAR:  # the least deviation: where hardly any items are alike, it is next to 0
-            spec = stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0})
-            inputs.vocabularies["numeric"][name] = spec | {"deviation": max(spec["deviation"], 0.1)}
+        specs = {name: stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0}) for name in SIMILAR}
+        inputs.vocabularies["numeric"] |= {n: s | {"deviation": max(s["deviation"], 0.1)} for n, s in specs.items()}  # where few are alike, it is next to 0
     return inputs
 
 
 def similar_items(deviation: csr_matrix) -> csr_matrix:
-    """Cosines of the users' deviations from items, those above 0 and of each item the NEIGHBOURS highest. Norms are damped, so that few common users count
-    little, and COSINE_UNIT counts as one rating."""
+    """Cosines of the users' deviations from items, of each item the NEIGHBOURS highest above 0, in COSINE_UNIT; damped: few common users count little."""
     scaled = deviation @ diags(1 / np.sqrt(deviation.power(2).sum(axis=0).A1 + COSINE_DAMPING), dtype=np.float32)
     cosine = csr_matrix(scaled.T @ scaled / COSINE_UNIT, dtype=np.float32)
-    for row in np.split(cosine.data, cosine.indptr[1:-1]):  # views: what is set to 0 in them is left out below
-        if len(row) > NEIGHBOURS:
-            row[np.argpartition(-row, NEIGHBOURS)[NEIGHBOURS + 1 :]] = 0  # beside the item itself, which the difference leaves out
+    for row in (r for r in np.split(cosine.data, cosine.indptr[1:-1]) if len(r) > NEIGHBOURS):  # views: what is set to 0 in them is left out below
+        row[np.argpartition(-row, NEIGHBOURS)[NEIGHBOURS + 1 :]] = 0  # beside the item itself, which the difference leaves out
     return (cosine - diags(cosine.diagonal())).maximum(0)
 
 
@@ -310,11 +287,10 @@ class Training:
         self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
-        self.optimizers, self.forward, self.tables = make_optimizers(self.model, args), self.model, []
+        self.optimizers, self.forward = make_optimizers(self.model, args), self.model
         if WORKERS > 1:
-            names, self.tables = zip(*((name, p) for name, p in self.model.named_parameters() if name in ("wide.weight", "embedding.weight")))
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
-            self.forward = DistributedDataParallel(self.model)
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
+            self.forward = nn.parallel.DistributedDataParallel(self.model)
         self.parts, self.start = [self.model, *([self.mean] if self.mean else []), *self.optimizers], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
@@ -346,7 +322,7 @@ class Training:
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = self.loss(logit.float(), target)
             loss.backward()
-            for table in self.tables:  # the mean of workers' sparse gradients: ids and values are gathered, as backends do not reduce sparse tensors well
+            for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
                 ids, values = all_gather(table.grad._indices()), all_gather(table.grad._values() / WORKERS)
                 table.grad = torch.sparse_coo_tensor(torch.cat(ids, 1), torch.cat(values), table.shape, check_invariants=False)
             for optimizer in self.optimizers:
@@ -391,26 +367,22 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
 
 
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
-    """Begin with what an earlier model learned (Cheng et al. 2016, section 3.3): the vectors and weights of ids and values, the
-    weights of crosses that occur in rows, and the network. What it did not know begins as its unknown id or cross."""
+    """Begin with all weights of an earlier model (Cheng et al. 2016, section 3.3), of crosses those in rows; what is new begins as its unknown id or cross."""
     path, old = config["warm_start"], load_model(config["warm_start"], "cpu")
     for name in ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm"):
         if old.config[name] != config[name]:
             raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
-    codes, position = stage1.field_codes(rows, features.tables, features.vocabularies), {}
-    for name in codes:  # the old code of every new code, 0 where there is none
-        known = pd.Series(range(old.features.size(name)), old.features.values(name))
-        position[name] = known[~known.index.duplicated()].reindex(features.values(name), fill_value=0).to_numpy()
+    codes = stage1.field_codes(rows, features.tables, features.vocabularies)
+    known = {name: pd.Series(range(old.features.size(name)), old.features.values(name)).groupby(level=0, sort=False).first() for name in codes}
+    position = {name: old_code.reindex(features.values(name), fill_value=0).to_numpy(copy=True) for name, old_code in known.items()}
     old_codes, state = {name: position[name][values] for name, values in codes.items()}, old.model.state_dict()
     parts = {"wide.weight": features.wide, "embedding.weight": features.categorical}
     for part in parts.keys() & state.keys():
-        names, table = parts[part], model.state_dict()[part].cpu()
-        fields, old_fields = (t.split([of.size(name) for name in names]) for t, of in ((table, features), (state[part], old.features)))
-        for name, field, old_field in zip(names, fields, old_fields):
-            crossed = features.wide_ids(name, codes), old.features.wide_ids(name, old_codes)  # their values are those of rows
-            new, before = (np.arange(len(field)), position[name]) if name in codes else crossed
-            field[torch.tensor(new)] = old_field[torch.tensor(before)]
-        state[part] = table
+        fields, old_fields = (m.state_dict()[part].cpu().split([*map(of.size, parts[part])]) for m, of in ((model, features), (old.model, old.features)))
+        for name, field, old_field in zip(parts[part], fields, old_fields):  # of a cross, the values are those of rows
+            new, before = (slice(None), position[name]) if name in codes else (features.wide_ids(name, codes), old.features.wide_ids(name, old_codes))
+            field[new] = old_field[before]
+        state[part] = torch.cat(fields)
     model.load_state_dict(state)
 
 
