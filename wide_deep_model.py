@@ -23,7 +23,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -393,10 +393,9 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
 
 
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
-    """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2), in closed form: ridge regression
-    of every item on the others (EASE, Steck 2019), held back more where an item has more likes (as if inputs dropped out: EDLAE,
-    Steck 2020), long histories counting less. Over more than RIDGE_ITEMS items each is regressed on its most similar ones only.
-    The weight from an item to itself is -1: a pair occurs once in a log, so what was liked does not come next."""
+    """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
+    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (as if inputs dropped out: EDLAE,
+    Steck 2020), long histories counting less. From an item to itself it is -1: a pair occurs once in a log, so what was liked does not come next."""
     likes = np.diff(history.indptr) - 1
     weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
     inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
@@ -409,12 +408,11 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
         pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
         return pairs
     norm, weights = np.sqrt(np.maximum(gram.diagonal(), 1)), np.zeros_like(gram.data)  # weights: at the places of gram, to an item in its row
-    for item in tqdm(range(len(norm)), desc="pairs of items", disable=None, leave=False):
-        row = slice(gram.indptr[item], gram.indptr[item + 1])
-        others, products = gram.indices[row], gram.data[row]
+    rows = zip(*(np.split(part, gram.indptr[1:-1]) for part in (gram.indices, gram.data, weights)))  # views
+    for item, (others, products, found) in enumerate(tqdm(rows, desc="pairs of items", total=len(norm), disable=None, leave=False)):
         nearest = np.argsort(np.where(others == item, np.inf, -products / norm[others]), kind="stable")[: min(NEIGHBOURS, len(others) - 1)]
         among = gram[others[nearest]][:, others[nearest]].toarray() + np.diag(held_back[others[nearest]])
-        weights[row][nearest] = np.linalg.solve(among, products[nearest])
+        found[nearest] = np.linalg.solve(among, products[nearest])
     return csr_matrix(csr_matrix((weights, gram.indices, gram.indptr), gram.shape).T - identity(len(norm), np.float32))
 
 
@@ -439,19 +437,17 @@ class Taste(nn.Module):
 
     def forward(self, history: csr_matrix) -> Tensor:
         """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
-        chance = self.logits(history).softmax(1)
-        return F.pad(self.scale * torch.from_numpy(np.diff(history.indptr)).to(chance.device)[:, None] * chance, (1, 0))
+        return F.pad(self.scale * torch.as_tensor(np.diff(history.indptr), device=self.scale.device)[:, None] * self.logits(history).softmax(1), (1, 0))
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
-    """Given the visible parts of histories: the network's log loss for all that was liked (softmax over the catalogue, as in Mult-DAE, Liang
-    et al. 2018), and the squared error of its sum with the pairs for all that is not visible, where 1 is right for what was liked and 0
-    for all else. A sample of the items stands for those not liked, in both."""
+    """Given the visible parts of histories: the network's log loss for what was liked (softmax over the catalogue: Mult-DAE, Liang et al. 2018), plus
+    the squared error of its sum with the pairs for what is not visible (liked 1, else 0). A sample of the items stands for those not liked."""
     items = np.union1d(sample, history.indices)[1:]  # without the constant
     target, others = history[:, items].toarray(), np.isin(items, sample) * ((history.shape[1] - 1) / len(sample))
     logits, likes = taste.logits(visible, items), target.sum(axis=1, keepdims=True) + 1
-    wide = (visible @ pairs[:, items]).toarray() if issparse(pairs) else (visible @ pairs)[:, items]
-    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), wide, weight[:, None]
+    wide = (visible @ pairs)[:, items]
+    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), wide.toarray() if issparse(wide) else wide, weight[:, None]
     likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
     log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
     error = wide + taste.scale * likes * log_chance.exp() - target
@@ -459,13 +455,12 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone). Returns it and (rounds, scale):
-    `chosen`, or those with which validation users' lists are best, scale 0 where they are without it; a whole history sums more pairs than a visible
-    part. A user is trained with pairs fitted on other folds of users: those that saw what is to be found would leave the network nothing to learn."""
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone) that other folds of users
+    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation
+    users' lists best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
-    others = [part.tocsc() if issparse(part) else part for part in others]  # a step reads columns
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
@@ -534,7 +529,7 @@ class Run:
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
         self.histories = {}  # of the phases that began, in their order
-        self.lists, self.features, self.penalty = {}, {}, None  # by whether validation rows count as well; chosen once
+        self.fit_lists, self.features, self.penalty = cache(self.fit_lists), {}, None  # features by whether validation rows count as well
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
                 self.histories, old = saved["histories"], saved["run"]
@@ -557,18 +552,14 @@ class Run:
         path = self.args.checkpoint if component == self.args.component else self.args.checkpoint.with_suffix(f".{component}.pt")
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
         known = ds.reviews[ds.reviews["split"].isin(["train", "validation"][: 1 + refit])]
-        if refit not in self.features:
-            self.features[refit] = fit_inputs(ds, known, config)
-        features = self.features[refit]
+        features = self.features[refit] = self.features.get(refit) or fit_inputs(ds, known, config)
         served = {  # all of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it
-            "format": FORMAT,
-            "config": config,
+            "format": FORMAT, "config": config, "fingerprint": ds.index["fingerprint"], "last_training_timestamp": ds.index["last_training_timestamp"],
             "vocabularies": stage1.convert(features.vocabularies, np.ndarray, torch.from_numpy),
             **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
             "lists": {} if RANK else self.fit_lists(component, refit),
             "similar": [pack_matrix(part) for part in (features.residual, features.similarities[0])] if features.similarities else [],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
-            **{name: ds.index[name] for name in ("last_training_timestamp", "fingerprint")},
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
@@ -597,12 +588,11 @@ class Run:
             speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(known) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
             print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
-            if RANK:
-                continue
-            checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
-            if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
-                save(path, checkpoint)
-            self.save_last(checkpoint, training)
+            if not RANK:
+                checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
+                if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
+                    save(path, checkpoint)
+                self.save_last(checkpoint, training)
         final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
@@ -610,24 +600,22 @@ class Run:
 
     def fit_lists(self, component: str, refit: bool) -> dict:
         """What lists are made of: histories; pairs, whose penalty validation users choose; with --objective ranking the network too (deep: alone)."""
-        component = component if self.args.objective == "ranking" else "wide"
-        if (component, refit) not in self.lists:
-            chosen = self.fit_lists(component, False)["chosen"] if refit else None
-            begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
-            constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
-            train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
-            if not self.penalty:  # over a large catalogue, trying takes too long
-                self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
-            history, penalty = train.maximum(held) if refit else train, None if component == "deep" else self.penalty
-            pairs, taste = fit_pairs(history, *penalty) if penalty else csr_matrix(shape[1:] * 2, dtype=np.float32), None
-            if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
-                taste, chosen = fit_taste(history, pairs, penalty, held, chosen, self.args)
-            told = (f"penalty {penalty[0]:g}, constant {penalty[1]}" if penalty else "no pairs") + (f", network {chosen} (rounds, scale)" if chosen else "")
-            found = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
-            print(f"{component} lists: {told}, {found}, {time.perf_counter() - begin:.1f} s", flush=True)
-            saved = {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}}
-            self.lists[component, refit] = saved | {"chosen": chosen}
-        return self.lists[component, refit]
+        if component != "wide" and self.args.objective != "ranking":
+            return self.fit_lists("wide", refit)
+        chosen = self.fit_lists(component, False)["chosen"] if refit else None
+        begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
+        constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
+        train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
+        if not self.penalty:  # over a large catalogue, trying takes too long
+            self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
+        history, penalty = train.maximum(held) if refit else train, None if component == "deep" else self.penalty
+        pairs, taste = fit_pairs(history, *penalty) if penalty else csr_matrix(shape[1:] * 2, dtype=np.float32), None
+        if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
+            taste, chosen = fit_taste(history, pairs, penalty, held, chosen, self.args)
+        told = (f"penalty {penalty[0]:g}, constant {penalty[1]}" if penalty else "no pairs") + (f", network {chosen} (rounds, scale)" if chosen else "")
+        found = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
+        print(f"{component} lists: {told}, {found}, {time.perf_counter() - begin:.1f} s", flush=True)
+        return {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
 
     def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
@@ -641,16 +629,14 @@ def quality(record: dict) -> float:
 
 
 def describe(record: dict) -> str:
-    metrics = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in record.items() if name.startswith(("train_", "validation_")))
-    return f"epoch {record['epoch']}: " + ", ".join(metrics)
+    return f"epoch {record['epoch']}: " + ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in record.items() if n.startswith(("train_", "validation_")))
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoint
 def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
     """--wide and --deep as names of coded fields and of numeric columns; a field with several values stands for all its columns."""
-    words = ds.vocabularies
-    fields = ["user_id", "item_id", *words["categories"][ITEM], *words["categories"][USER], *CONTEXT]
-    crosses, numeric, groups = [*words["crosses"]], [*words["numeric"], *SIMILAR], words["groups"]
+    crosses, numeric, categories, groups = (ds.vocabularies[name] for name in ("crosses", "numeric", "categories", "groups"))
+    fields, numeric = ["user_id", "item_id", *categories[ITEM], *categories[USER], *CONTEXT], [*numeric, *SIMILAR]
     known = {"wide": [*fields, *crosses, *groups, *(n for n in numeric if n not in PAIR_STATE)], "deep": [*fields, *groups, *numeric]}
     default = {"wide": ["user_id", "item_id", *crosses, SIMILAR[1]], "deep": [*fields, *numeric]}
     chosen = {part: getattr(args, part) or [n for n in names if n not in NOT_BY_DEFAULT] for part, names in default.items()}
@@ -684,19 +670,17 @@ def save(path: Path, saved: dict) -> None:
 
 @contextmanager
 def opened(path: Path, remedy: str) -> Iterator[dict]:
-    """A checkpoint's content, without running any code of it. Where the file is missing, damaged or hostile, also where this
-    only shows when it is used in the body of the `with`, InputError ends with the remedy."""
+    """A checkpoint's content, without running any code of it; InputError with the remedy where it is missing, damaged, hostile, or proves so in the `with`."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
         yield saved
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; {remedy}") from None
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
-        reason = "" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}"
-        raise InputError(f"{path} is not a usable checkpoint ({type(error).__name__}{reason}); {remedy}") from None
+        reason = type(error).__name__ + ("" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}")
+        told = "missing" if isinstance(error, FileNotFoundError) else f"not a usable checkpoint ({reason})"
+        raise InputError(f"{path} is {told}; {remedy}") from None
 
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
@@ -707,8 +691,7 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
 
 # ------------------------------------------------------------------------------------------------------------- serving
 class Recommender:
-    """A trained model with all it needs to answer by raw id. `config`, `history` (training_history.json's epochs), `fingerprint`
-    and `dataset` say where it came from; `users` and `items` are the tables of stage 1."""
+    """A trained model that answers by raw id. `config`, `history` (its epochs), `fingerprint`, `dataset`: its origin; `users`, `items`: stage 1's tables."""
 
     def __init__(self, saved: dict, device: str) -> None:
         self.config, self.history, self.epoch, self.fingerprint = saved["config"], saved["history"], saved["epoch"], saved["fingerprint"]
@@ -716,8 +699,7 @@ class Recommender:
         self.users, self.items = (pd.read_parquet(io.BytesIO(saved[table])) for table in ("users", "items"))
         tables, by_user, by_item = {USER: self.users, ITEM: self.items}, (len(self.users), len(self.items)), (len(self.items), len(self.items))
         self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
-        if saved["similar"]:
-            self.features.residual, *self.features.similarities = map(unpack_matrix, saved["similar"], (by_user, by_item))
+        self.features.residual, *self.features.similarities = [*map(unpack_matrix, saved["similar"], (by_user, by_item))] or [None]
         self.model = WideDeep(self.features, self.config).to(device).eval()
         self.taste = Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
@@ -726,8 +708,7 @@ class Recommender:
         for who, table in tables.items():  # a wrong code would find a neighbour's row
             stage1.require_codes(table, {name: self.features.size(name) for name in self.features.vocabularies["categories"][who]})
         stage1.require("title" in self.items, "no titles")
-        packed = saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]
-        self.seen, self.likes, self.pairs = map(unpack_matrix, packed, (by_user, by_user, by_item))
+        self.seen, self.likes, self.pairs = map(unpack_matrix, (saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]), (by_user, by_user, by_item))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
         self.predict([""], [""])  # what is damaged and only shows in use shows here
 
@@ -757,9 +738,8 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items for a raw user id: rank, item, title, score, and its two parts. With `history`, raw ids of items that somebody liked,
-        for that history instead of a user's own; an unseen user gets what is shown to anybody. Items of the history are left out unless
-        `keep_seen`; fewer rows come back where the catalogue ends. Each chosen item lowers the score of others of its category by `diversify`."""
+        """The n best items for a raw user id, unseen or not, or for `history`, raw ids of liked items: rank, item, title, score and its two parts; fewer
+        where the catalogue ends. Those of the history only with `keep_seen`. Each chosen item lowers others of its category by `diversify`."""
         code, known = self.encode([user], history or [])
         liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
         row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))
@@ -813,11 +793,10 @@ def main(argv: list[str] | None = None) -> None:
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if WORKERS == 1:
         return Run(args, ds).execute()
-    # The processes of torchrun train together, each on its share of the rows; the first alone fits lists, writes and talks.
     if args.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
-    sys.stdout = None if RANK else sys.stdout
+    sys.stdout = None if RANK else sys.stdout  # the first process alone fits lists, writes and talks
     try:
         Run(args, ds).execute()
     except RuntimeError as error:
