@@ -217,8 +217,9 @@ class Rows(torch.utils.data.TensorDataset):
 
 
 class Inputs(Features):
-    """Features of stage 1, and for single rows the cross history item x candidate (Cheng et al. 2016, section 2), SIMILAR: how unexpected a user's ratings
-    of similar items were (Koren 2010, section 2.2). Its own is left out, and a known row gets similarities of other folds of users, which never saw it."""
+    """The features of stage 1, and the cross history item x candidate (Cheng et al. 2016, section 2) of single rows, SIMILAR: how a user's ratings of
+    similar items deviated from what was expected of them (item-kNN: Koren 2010, section 2.2). Like embeddings it is fitted on all training rows, later
+    ones too, but a row's own rating is left out of its history and of its user's average, and known rows get similarities of other folds of users."""
 
     residual: csr_matrix  # [users + 1, items + 1] rating of known rows minus what the item gets
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
@@ -228,13 +229,14 @@ class Inputs(Features):
 
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
-        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((2, len(rows)))
+        users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((4, len(rows)))
         own = self.residual[users, items].A1 if len(self.similarities) > 1 else np.zeros(len(rows))
         for (f, _), part in rows.groupby([np.where(own != 0, 1 + users % FOLDS, 0), np.arange(len(rows)) // SCORE_BLOCK]).indices.items():
             history, weights = self.residual[users[part]], self.similarities[f][items[part]]
-            found[:, part] = [weights.multiply(values).sum(axis=1).A1 for values in (history != 0, history)]
-        of_user = (self.residual.sum(axis=1).A1[users] - own) / (np.diff(self.residual.indptr)[users] - (own != 0) + stage1.DAMPING)
-        return dict(zip(SIMILAR, (found[0], found[1] / np.maximum(found[0], 1e-9) - of_user * (found[0] > 0))))
+            found[:, part] = [values.sum(axis=1).A1 for values in (history != 0, history, weights.multiply(history != 0), weights.multiply(history))]
+        count, total, similar_count, similar_total = found
+        of_user = (total - own) / (count - (own != 0) + stage1.DAMPING)
+        return dict(zip(SIMILAR, (similar_count, similar_total / np.maximum(similar_count, 1e-9) - of_user * (similar_count > 0))))
 
 
 def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
@@ -312,12 +314,11 @@ class Training:
         return tuple(ids.masked_fill((hidden & holds).any(0), 0) for ids, holds in zip((wide, deep), self.holds))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
-        """One pass over this worker's rows in a new order; their mean loss. It ends early once the loss is no number."""
+        """One pass over this worker's rows in a new order; their mean loss."""
         self.model.train()
         total, trained = torch.zeros((), device=self.args.device), 0
-        for step, (wide, deep, numeric, target) in enumerate(rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1):
-            if len(target) == 1 and self.args.batch_norm:  # a left-over row has no variance
-                continue
+        batches, least = rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1 + self.args.batch_norm  # a left-over row has no variance
+        for step, (wide, deep, numeric, target) in enumerate((batch for batch in batches if len(batch[-1]) >= least), 1):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = self.loss(logit.float(), target)
@@ -334,8 +335,6 @@ class Training:
             bar.update(len(target) * WORKERS)
             if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
                 bar.set_postfix(loss=f"{float(total) / trained:.4f}")
-                if not total.isfinite():
-                    break
         for buffer in self.kept.buffers() if WORKERS > 1 else ():  # running means of batch norm are those of a worker's own rows
             distributed.broadcast(buffer, 0)
         return float(total) / trained
@@ -450,8 +449,7 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
     parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), wide.toarray() if issparse(wide) else wide, weight[:, None]
     likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
     log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
-    error = wide + taste.scale * likes * log_chance.exp() - target
-    return (weights * (stands_for * hidden * error**2 - target * log_chance)).sum()
+    return (weights * (stands_for * hidden * (wide + taste.scale * likes * log_chance.exp() - target) ** 2 - target * log_chance)).sum()
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
@@ -541,7 +539,7 @@ class Run:
                         raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
-        components = dict.fromkeys([self.args.component, "wide", "deep"][: 3 if self.args.ablations else 1])
+        components = dict.fromkeys([self.args.component, *(("wide", "deep") if self.args.ablations else ())])
         phases = [(component, refit) for component in components for refit in (False, True)[: 1 + self.args.refit]]
         for component, refit in phases[max(len(self.histories) - 1, 0) :]:  # the last that began is where to go on, those before it are finished
             self.train(component, refit)
@@ -557,7 +555,7 @@ class Run:
             "format": FORMAT, "config": config, "fingerprint": ds.index["fingerprint"], "last_training_timestamp": ds.index["last_training_timestamp"],
             "vocabularies": stage1.convert(features.vocabularies, np.ndarray, torch.from_numpy),
             **{f"{who}s": table.to_parquet(index=False) for who, table in features.tables.items()},
-            "lists": {} if RANK else self.fit_lists(component, refit),
+            "lists": {} if RANK else self.fit_lists(component if args.objective == "ranking" else "wide", refit),
             "similar": [pack_matrix(part) for part in (features.residual, features.similarities[0])] if features.similarities else [],
             "seen": pack_matrix(interactions(ds.reviews[ds.reviews["split"] != "test"], (len(ds.users), len(ds.items)))),
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
@@ -600,8 +598,6 @@ class Run:
 
     def fit_lists(self, component: str, refit: bool) -> dict:
         """What lists are made of: histories; pairs, whose penalty validation users choose; with --objective ranking the network too (deep: alone)."""
-        if component != "wide" and self.args.objective != "ranking":
-            return self.fit_lists("wide", refit)
         chosen = self.fit_lists(component, False)["chosen"] if refit else None
         begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
         constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
@@ -707,10 +703,9 @@ class Recommender:
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
         for who, table in tables.items():  # a wrong code would find a neighbour's row
             stage1.require_codes(table, {name: self.features.size(name) for name in self.features.vocabularies["categories"][who]})
-        stage1.require("title" in self.items, "no titles")
         self.seen, self.likes, self.pairs = map(unpack_matrix, (saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]), (by_user, by_user, by_item))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
-        self.predict([""], [""])  # what is damaged and only shows in use shows here
+        self.predict([""], [""]), self.recommend("")  # what is damaged and only shows in use shows here
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -731,10 +726,7 @@ class Recommender:
 
     def predict(self, users: list[str], items: list[str]) -> np.ndarray:
         """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
-        user_ids, item_ids = self.encode(users, items)
-        if len(user_ids) != len(item_ids):
-            raise ValueError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}")
-        logit = self.score_rows(self.features.at_moment(user_ids, item_ids, self.moment))
+        logit = self.score_rows(self.features.at_moment(*self.encode(users, items), self.moment))  # ValueError where they are not equally long
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:

@@ -608,7 +608,7 @@ def test_predict_is_the_sigmoid_of_the_score(served, shop):
     strange = model.predict(["nobody", users[0], "nobody", users[0]], [items[0], "nothing", "nothing", items[0]])
     assert strange.shape == (4,) and ((strange > 0) & (strange < 1)).all() and len(set(strange)) == 4
     assert model.predict([], []).shape == (0,)
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="same length"):
         model.predict(["U00001"], [])
 
 
