@@ -160,10 +160,10 @@ class RowOptimizer(torch.optim.Optimizer):
                 if not hasattr(table, "place"):  # room to work in, no state of the training
                     table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
-                    first, second = (torch.full_like(table, start) for start in group["statistics"])
+                    row = torch.cat([torch.full_like(table[:1], start) for start in group["statistics"]], 1)
+                    state.update(statistics=row.repeat(len(table), 1), step=0)
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        first = -table * second.sqrt() / group["lr"] - table.sign() * group["l1"]
-                    state.update(statistics=torch.cat([first, second], 1), step=0)
+                        state["statistics"].chunk(2, 1)[0].sub_(table * group["statistics"][1] ** 0.5 / group["lr"] + table.sign() * group["l1"])
                 state["step"] += 1
                 order = torch.arange(len(ids), device=table.device)
                 place = table.place.index_put_((ids,), order.int())[ids].long()  # one of an id's places, where its gradients are summed: sooner than sorting
