@@ -336,7 +336,7 @@ def fit_numeric(name: str, rows: pd.DataFrame, train: np.ndarray, tables: dict[s
     if not len(values) or "=" in name:
         return spec
     if "_avg_" in name or name.endswith("_count"):
-        return spec | {"mean": float(values.mean()), "deviation": float(values.std()) or 1.0}
+        return spec | {"mean": float(values.mean()), "deviation": max(float(values.std()), 0.1)}  # next to 0 where all are alike
     knots, first, repeats = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES)), return_index=True, return_counts=True)
     return spec | {"knots": knots.tolist(), "levels": ((first + (repeats - 1) / 2) / (QUANTILES - 1)).tolist()}
 

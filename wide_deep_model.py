@@ -9,7 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = sum of pair[j, i] over the n items j u liked (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
+    list score(u, i) = (sum of pair[j, i] over the n items j that u liked (wide) + scale n softmax(taste(history of u) . items)[i] (deep)) / likes of i ** power
 """
 
 import io
@@ -43,9 +43,9 @@ SIMILAR = ("user_similar_review_count", "user_similar_avg_residual")  # of a use
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
-ADAM = {"betas": (0.9, 0.999), "statistics": (0.0, 0.0)}
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
+POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's likes, tried likewise: they divide its score, else lists show what is popular (RP3beta, Paudel et al. 2017)
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
@@ -55,7 +55,7 @@ ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps 
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT, LAST, HISTORY = 7, "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -149,7 +149,7 @@ class WideDeep(nn.Module):
 
 class RowOptimizer(torch.optim.Optimizer):
     """Adam, or with an "l1" Adagrad, of only the rows that have a gradient, without the temporary sparse tensors of torch's own (a third of a step).
-    Two "statistics" [rows, 2 D], given by their start: Adam's means of gradient and square; Adagrad's shift, which l1 holds back, and sum of squares."""
+    Two "statistics" [rows, 2 D]: Adam's means of gradient and square; Adagrad's shift, which l1 holds back, and sum of squares, from "start" on."""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -160,10 +160,10 @@ class RowOptimizer(torch.optim.Optimizer):
                 if not hasattr(table, "place"):  # room to work in, no state of the training
                     table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
-                    row = torch.cat([torch.full_like(table[:1], start) for start in group["statistics"]], 1)
+                    row = torch.cat([torch.full_like(table[:1], start) for start in (0.0, group.get("start", 0.0))], 1)
                     state.update(statistics=row.repeat(len(table), 1), step=0)
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        state["statistics"].chunk(2, 1)[0].sub_(table * group["statistics"][1] ** 0.5 / group["lr"] + table.sign() * group["l1"])
+                        state["statistics"].chunk(2, 1)[0].sub_(table * group["start"] ** 0.5 / group["lr"] + table.sign() * group["l1"])
                 state["step"] += 1
                 order = torch.arange(len(ids), device=table.device)
                 place = table.place.index_put_((ids,), order.int())[ids].long()  # one of an id's places, where its gradients are summed: sooner than sorting
@@ -180,7 +180,7 @@ class RowOptimizer(torch.optim.Optimizer):
                     shift = first.add_(values).sub_((after - before) * weights / group["lr"])
                     weights = F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after
                 else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
-                    beta1, beta2 = group["betas"]
+                    beta1, beta2 = 0.9, 0.999
                     mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
                     rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
                     weights.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
@@ -193,8 +193,8 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
     def optimizers(name: str, lr: float, tables: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
         start, common = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
         if name == "adam":
-            return [RowOptimizer(tables, common | ADAM | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
-        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "statistics": (0.0, start)}
+            return [RowOptimizer(tables, common | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
+        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "start": start}
         return [RowOptimizer(tables, common | of_rows), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
 
     bias = [model.bias] if model.component == "wide" else []  # is not shrunk
@@ -221,11 +221,10 @@ class Inputs(Features):
     similar items deviated from what was expected of them (item-kNN: Koren 2010, section 2.2). Like embeddings it is fitted on all training rows, later
     ones too, but a row's own rating is left out of its history and of its user's average, and known rows get similarities of other folds of users."""
 
-    residual: csr_matrix  # [users + 1, items + 1] rating of known rows minus what the item gets
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
 
     def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return super().encode(rows.assign(**self.similar(rows)) if self.similarities else rows)
+        return super().encode(rows if SIMILAR[0] in rows or not self.similarities else rows.assign(**self.similar(rows)))
 
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
@@ -249,8 +248,7 @@ def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
         inputs.residual, deviation = (interactions(known, (len(ds.users), len(ds.items)), values) for values in (residual, residual - of_user[ids]))
         inputs.similarities = [similar_items(deviation), *(similar_items(deviation[np.arange(len(ds.users)) % FOLDS != f]) for f in range(FOLDS))]
         columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
-        specs = {name: stage1.fit_numeric(name, columns, np.ones(len(columns), bool), {}, {"residual": 0.0}) for name in SIMILAR}
-        inputs.vocabularies["numeric"] |= {n: s | {"deviation": max(s["deviation"], 0.1)} for n, s in specs.items()}  # where few are alike, it is next to 0
+        inputs.vocabularies["numeric"] |= {n: stage1.fit_numeric(n, columns, np.ones(len(columns), bool), {}, {"residual": 0.0}) for n in SIMILAR}
     return inputs
 
 
@@ -264,14 +262,17 @@ def similar_items(deviation: csr_matrix) -> csr_matrix:
 
 
 class StreamedRows:
-    """Training rows that do not fit into memory: blocks of the file in random order, of which STREAM are encoded and shuffled together."""
+    """Training rows that do not fit into memory: blocks of the file in random order, STREAM of them shuffled together. SIMILAR is looked up once."""
 
-    def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows]) -> None:
-        self.blocks, self.encode = blocks, encode
+    def __init__(self, blocks: list[Callable[[], pd.DataFrame]], features: Inputs, encode: Callable[[pd.DataFrame], Rows]) -> None:
+        bar = partial(tqdm, desc="similar items", unit=" blocks", disable=RANK > 0 or None, leave=False)
+        similar = [features.similar(block()) for block in bar(blocks)] if features.similarities else [{}] * len(blocks)
+        self.blocks, self.encode = [*zip(blocks, similar)], encode
 
     def batches(self, size: int, shuffled: bool) -> Iterator[tuple[Tensor, ...]]:
         for chosen in torch.randperm(len(self.blocks)).split(STREAM):
-            yield from self.encode(pd.concat([of_worker(self.blocks[number]()) for number in chosen])).batches(size, shuffled)
+            rows = [of_worker(block().assign(**similar)) for block, similar in (self.blocks[number] for number in chosen)]
+            yield from self.encode(pd.concat(rows)).batches(size, shuffled)
 
 
 def of_worker(rows: pd.DataFrame) -> pd.DataFrame:
@@ -356,13 +357,11 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
     """like: log loss and AUC (absent where the rows have one class only). rating: mean squared error of clipped ratings, its root."""
     target, logit = rows.tensors[-1].cpu().numpy(), logits(model, rows).astype(np.float64)
-    if not np.isfinite(logit).all():
-        return {"validation_loss": math.nan}  # also of clipped ratings, which would hide it
     if config["objective"] == "rating":
-        error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2))
+        error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2)) if np.isfinite(logit).all() else math.nan  # clipped, infinity hides
         return {"validation_loss": error, "validation_rmse": math.sqrt(error)}
-    metrics = {"validation_loss": float(np.mean(np.logaddexp(0, logit) - target * logit)), "validation_auc": auc(target, logit)}
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    area = auc(target, logit)
+    return {"validation_loss": float(np.mean(np.logaddexp(0, logit) - target * logit))} | ({} if math.isnan(area) else {"validation_auc": area})
 
 
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
@@ -391,40 +390,40 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
     return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def fit_pairs(history: csr_matrix, penalty: float, constant: bool) -> Pairs:
+def fit_pairs(history: csr_matrix, penalty: float, constant: bool, power: float = 0.0) -> Pairs:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
-    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (as if inputs dropped out: EDLAE,
-    Steck 2020), long histories counting less. From an item to itself it is -1: a pair occurs once in a log, so what was liked does not come next."""
+    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (EDLAE, Steck 2020), long histories
+    counting less; divided by likes ** power. From an item to itself it is -1 before that: what was liked does not come next."""
     likes = np.diff(history.indptr) - 1
     weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
     inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
     gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / (weight.sum() or 1)), dtype=np.float32)
-    held_back = gram.diagonal() * DENOISE + penalty
+    held_back, divisor = gram.diagonal() * DENOISE + penalty, history.getnnz(axis=0).clip(1).astype(np.float32) ** power
     if len(held_back) <= RIDGE_ITEMS:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32))))
         pairs = (-inverse / inverse.diagonal()).contiguous().numpy()  # by rows, as the product with histories reads it
-        np.fill_diagonal(pairs, -1)
         pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
-        return pairs
+        return pairs / divisor
     norm, weights = np.sqrt(np.maximum(gram.diagonal(), 1)), np.zeros_like(gram.data)  # weights: at the places of gram, to an item in its row
     rows = zip(*(np.split(part, gram.indptr[1:-1]) for part in (gram.indices, gram.data, weights)))  # views
     for item, (others, products, found) in enumerate(tqdm(rows, desc="pairs of items", total=len(norm), disable=None, leave=False)):
         nearest = np.argsort(np.where(others == item, np.inf, -products / norm[others]), kind="stable")[: min(NEIGHBOURS, len(others) - 1)]
         among = gram[others[nearest]][:, others[nearest]].toarray() + np.diag(held_back[others[nearest]])
         found[nearest] = np.linalg.solve(among, products[nearest])
-    return csr_matrix(csr_matrix((weights, gram.indices, gram.indptr), gram.shape).T - identity(len(norm), np.float32))
+    return csr_matrix((csr_matrix((weights, gram.indices, gram.indptr), gram.shape).T - identity(len(norm), np.float32)) @ diags(1 / divisor))
 
 
 class Taste(nn.Module):
     """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
     the logit of what is liked next. Like the sum of pairs, the score is an expected like: probability x likes of the history x scale."""
 
-    def __init__(self, popularity: np.ndarray) -> None:
+    def __init__(self, likes: np.ndarray, power: float = 0.0) -> None:
         super().__init__()
-        self.liked, self.item = (nn.Embedding(len(popularity), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
+        self.liked, self.item = (nn.Embedding(len(likes), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
         self.hidden, self.scale = nn.Linear(*TASTE), nn.Parameter(torch.tensor(0.3))
-        nn.init.normal_(self.liked.weight, std=0.5 * len(popularity) ** -0.5)
-        nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(popularity).log1p()
+        self.divisor = nn.Buffer(torch.from_numpy(likes).clamp(min=1) ** power)
+        nn.init.normal_(self.liked.weight, std=0.5 * len(likes) ** -0.5)
+        nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(likes).log1p()
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
@@ -436,7 +435,7 @@ class Taste(nn.Module):
 
     def forward(self, history: csr_matrix) -> Tensor:
         """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
-        return F.pad(self.scale * torch.as_tensor(np.diff(history.indptr), device=self.scale.device)[:, None] * self.logits(history).softmax(1), (1, 0))
+        return F.pad(self.scale * self.scale.new_tensor(np.diff(history.indptr))[:, None] * self.logits(history).softmax(1), (1, 0)) / self.divisor
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
@@ -452,21 +451,21 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
     return (weights * (stands_for * hidden * (wide + taste.scale * likes * log_chance.exp() - target) ** 2 - target * log_chance)).sum()
 
 
-def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of this penalty (None: alone) that other folds of users
-    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation
-    users' lists best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
+def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs (of the same knobs of fit_pairs) that other folds of users
+    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what gains validation users
+    most, scale 0 where nothing gains more than its standard error; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
-    others = [fit_pairs(history[fold != f], *penalty) if penalty else pairs for f in range(FOLDS)]
+    others = [fit_pairs(history[fold != f], *knobs[:2]) for f in range(FOLDS)]
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
-    taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    taste, passes = Taste(history.getnnz(axis=0), knobs[2]).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], ADAM | {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
+    of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
-    rounds, best_quality = [0.0], math.inf if chosen else list_quality(history, pairs, held)[0]  # of lists without it
-    best_taste, setting = (mean.module, chosen) if chosen else (taste, (0, 0.0))
+    rounds, most, alone = [-math.inf], 0.0, list_quality(history, pairs, held)
+    best_taste, setting = mean.module, chosen or (0, 0.0)
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
@@ -483,11 +482,11 @@ def fit_taste(history: csr_matrix, pairs: Pairs, penalty: tuple | None, held: cs
             if step % 10 == 0:
                 mean.update_parameters(taste)
         speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
-        quality = [0.0] if chosen else list_quality(history, pairs, held, mean.module, SCALES)
-        print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {max(quality):.4f}"), flush=True)
-        rounds.append(max(quality))  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
-        if max(quality) > best_quality:
-            best_quality, best_taste, setting = max(quality), deepcopy(mean.module), (number, SCALES[np.argmax(quality)])
+        best, gain = max(enumerate(list_quality(history, pairs, held, mean.module, SCALES) - alone), key=lambda of: of[1].mean())
+        print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {(alone + gain).mean():.4f}"), flush=True)
+        rounds.append(gain.mean())  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
+        if gain.mean() > max(most, gain.std() / math.sqrt(len(gain))):
+            most, best_taste, setting = gain.mean(), deepcopy(mean.module), (number, SCALES[best])
     best_taste.scale.data *= setting[1]
     return best_taste, setting
 
@@ -500,18 +499,18 @@ def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[
     return wide, taste(history).cpu().numpy() if taste else np.zeros_like(wide)
 
 
-def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
-    """Mean NDCG@10 [scales of the network] of the validation users' likes among all items outside their history."""
-    users, gains, discount = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
-    users = users[:: len(users) // CHOICE_USERS + 1]
+def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales=(1.0,), powers=(0.0,)) -> np.ndarray:
+    """NDCG@10 [scales of the network x powers of the discount, users] of the validation users' likes among all items outside their history."""
+    users, gains, by_rank = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
+    users, popularity = users[:: len(users) // CHOICE_USERS + 1], torch.from_numpy(history.getnnz(axis=0)).clamp(min=1)
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
         wide, deep = (torch.from_numpy(scores) for scores in list_parts(history[part], pairs, taste))
         wide[history[part].nonzero()] = -math.inf
-        lists = [wide.add(deep, alpha=scale).topk(min(10, wide.shape[1])) for scale in scales]
+        lists = [(wide.add(deep, alpha=scale) / popularity**power).topk(min(10, wide.shape[1])) for scale in scales for power in powers]
         relevant, likes = torch.from_numpy(held[part].toarray()), np.diff(held.indptr)[part] - 1
         hits = np.stack([relevant.gather(1, items) * (score > -math.inf) for score, items in lists])
-        gains.append(hits @ discount[: hits.shape[2]] / discount.cumsum()[np.minimum(likes, 10) - 1])
-    return np.concatenate(gains, axis=1).mean(axis=1) if len(users) else np.zeros(len(scales))
+        gains.append(hits @ by_rank[: hits.shape[2]] / by_rank.cumsum()[np.minimum(likes, 10) - 1])
+    return np.concatenate(gains, axis=1) if len(users) else np.zeros((len(scales) * len(powers), 1))
 
 
 class Run:
@@ -526,17 +525,17 @@ class Run:
             print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: every epoch reads them from {ds.folder}", flush=True)
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
-        self.histories = {}  # of the phases that began, in their order
-        self.fit_lists, self.features, self.penalty = cache(self.fit_lists), {}, None  # features by whether validation rows count as well
+        self.histories, self.features, self.choice = {}, {}, None  # by phase, in their order; by whether validation rows count as well; of lists
+        self.fit_lists = cache(self.fit_lists)
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
-                self.histories, old = saved["histories"], saved["run"]
-                stage1.require(len([*self.histories.values()][-1]) == saved["epoch"], "not the state of a training")
-                if saved["fingerprint"] != ds.index["fingerprint"]:
-                    raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
-                for name, value in self.config.items():
-                    if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
-                        raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
+                self.histories, old, fingerprint = saved["histories"], saved["run"], saved["fingerprint"]
+                stage1.require(len([*self.histories.values()][-1]) == saved["epoch"] and isinstance(old, dict), "not the state of a training")
+            if fingerprint != ds.index["fingerprint"]:
+                raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
+            for name, value in self.config.items():
+                if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
+                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
         components = dict.fromkeys([self.args.component, *(("wide", "deep") if self.args.ablations else ())])
@@ -562,7 +561,7 @@ class Run:
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
         encode = partial(Rows, features, device=args.device, objective=args.objective)
-        train, validation = StreamedRows(ds.blocks("train"), encode) if ds.streamed else encode(of_worker(known)), encode(ds.rows("validation"))
+        train, validation = StreamedRows(ds.blocks("train"), features, encode) if ds.streamed else encode(of_worker(known)), encode(ds.rows("validation"))
         training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
         if name in self.histories:
             with opened(self.last, "start without --resume") as saved:
@@ -602,15 +601,17 @@ class Run:
         begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
         constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
         train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
-        if not self.penalty:  # over a large catalogue, trying takes too long
-            self.penalty = PENALTIES[-2] if shape[1] > RIDGE_ITEMS else max(PENALTIES, key=lambda p: list_quality(train, fit_pairs(train, *p), held))
-        history, penalty = train.maximum(held) if refit else train, None if component == "deep" else self.penalty
-        pairs, taste = fit_pairs(history, *penalty) if penalty else csr_matrix(shape[1:] * 2, dtype=np.float32), None
+        if not self.choice:  # over a large catalogue, trying penalties takes too long
+            tried = PENALTIES[-2:-1] if shape[1] > RIDGE_ITEMS else PENALTIES
+            found = [(of.mean(), (*p, power)) for p in tried for power, of in zip(POWERS, list_quality(train, fit_pairs(train, *p), held, powers=POWERS))]
+            self.choice = max(found, key=lambda one: one[0])[1]
+        knobs = (1e12, True, self.choice[-1]) if component == "deep" else self.choice  # so held back, nothing is left of the pairs beside the network
+        history, held = (train.maximum(held), held - held) if refit else (train, held)
+        pairs, taste = fit_pairs(history, *knobs) if component != "deep" else csr_matrix(shape[1:] * 2, dtype=np.float32), None
         if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
-            taste, chosen = fit_taste(history, pairs, penalty, held, chosen, self.args)
-        told = (f"penalty {penalty[0]:g}, constant {penalty[1]}" if penalty else "no pairs") + (f", network {chosen} (rounds, scale)" if chosen else "")
-        found = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
-        print(f"{component} lists: {told}, {found}, {time.perf_counter() - begin:.1f} s", flush=True)
+            taste, chosen = fit_taste(history, pairs, knobs, held, chosen, self.args)
+        told = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste).mean():.4f}"
+        print(f"{component} lists: penalty, constant, power {knobs}, network (rounds, scale) {chosen}, {told}, {time.perf_counter() - begin:.1f} s", flush=True)
         return {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
 
     def save_last(self, checkpoint: dict, training: Training) -> None:
@@ -671,8 +672,6 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
         yield saved
-    except InputError:
-        raise
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
         reason = type(error).__name__ + ("" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}")
         told = "missing" if isinstance(error, FileNotFoundError) else f"not a usable checkpoint ({reason})"
@@ -681,8 +680,9 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
     """The trained model, ready to predict and recommend by raw id, from the checkpoint alone; InputError where that is not possible."""
+    device = choose_device(device)
     with opened(path, "train it: python wide_deep_model.py") as saved:
-        return Recommender(saved, choose_device(device))
+        return Recommender(saved, device)
 
 
 # ------------------------------------------------------------------------------------------------------------- serving
@@ -730,8 +730,8 @@ class Recommender:
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items for a raw user id, unseen or not, or for `history`, raw ids of liked items: rank, item, title, score and its two parts; fewer
-        where the catalogue ends. Those of the history only with `keep_seen`. Each chosen item lowers others of its category by `diversify`."""
+        """The n best items (fewer where the catalogue ends) for a raw user id, seen or not, or for `history`, raw ids of liked items: rank, item, title,
+        score and its parts. Those of the history only with `keep_seen`. Each chosen item lowers others of its category by `diversify`."""
         code, known = self.encode([user], history or [])
         liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
         row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))

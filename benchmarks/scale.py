@@ -71,7 +71,7 @@ def streaming(scale: float, turns: int) -> tuple[int, list[float]]:
         config = vars(args) | stage2.choose_features(args, ds)
         features = stage2.fit_inputs(ds, ds.rows("train"), config)
         encode = partial(stage2.Rows, features, device="cpu", objective="like")
-        streamed, training = stage2.StreamedRows(ds.blocks("train"), encode), stage2.Training(args, config, features, 0.8)
+        streamed, training = stage2.StreamedRows(ds.blocks("train"), features, encode), stage2.Training(args, config, features, 0.8)
         in_memory = stage2.Rows.__new__(stage2.Rows)
         in_memory.tensors = tuple(map(torch.cat, zip(*(encode(block()).tensors for block in ds.blocks("train")))))
         epoch_seconds(training, in_memory)  # warm-up

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 import amazon_preprocessing as stage1
 import model_evaluation as stage3
 import wide_deep_model as stage2
-from tests.test_training import preprocess, random_log, run
+from tests.test_training import load, preprocess, random_log, run
 
 RNG = np.random.default_rng(3)
 
@@ -76,16 +76,35 @@ def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, n
     np.testing.assert_allclose(scores(history, found)[:, 1:], (history @ found.toarray())[:, 1:], atol=1e-5)
 
 
-def test_list_quality_is_the_catalogue_ndcg_of_stage_3():
+@pytest.mark.parametrize("network", [False, True])
+def test_list_quality_is_the_catalogue_ndcg_of_stage_3(network):
     """Which is tested against an independent library. What lies in the history cannot be found, and counts as missed."""
     history, held = histories(60, 30, 0.1), histories(60, 30, 0.1, seed=1)
-    pairs = RNG.standard_normal((31, 31)).astype(np.float32)
+    pairs, taste = RNG.standard_normal((31, 31)).astype(np.float32), small_taste(31) if network else None
     relevant, seen = held.toarray() > 0, history.toarray() > 0
     relevant[:, 0] = False
-    _, hits = stage3.top_k_lists(history.toarray() @ pairs, relevant, 10, seen)
-    ndcg = stage3.list_metrics(hits, relevant.sum(axis=1))["ndcg"][relevant.any(axis=1)]
-    assert stage2.list_quality(history, pairs, held) == pytest.approx(ndcg.mean(), abs=1e-6)
-    assert stage2.list_quality(history, pairs, histories(60, 30, 0.0)) == 0.0
+    scales, powers, expected = (5.0, 0.5) if network else (1.0,), (0.0, 0.2, 0.5), []
+    for scale in scales:
+        for power in powers:
+            score = history.toarray() @ pairs + (scale * taste(history).detach().numpy() if network else 0)
+            _, hits = stage3.top_k_lists(score / np.maximum(history.toarray().sum(axis=0), 1) ** power, relevant, 10, seen)
+            expected.append(stage3.list_metrics(hits, relevant.sum(axis=1))["ndcg"][relevant.any(axis=1)])
+    np.testing.assert_allclose(stage2.list_quality(history, pairs, held, taste, scales, powers), expected, atol=1e-6)
+    assert len({tuple(row) for row in np.round(expected, 6)}) == len(expected)  # each of them makes other lists
+    assert stage2.list_quality(history, pairs, histories(60, 30, 0.0), taste, scales, powers).tolist() == [[0.0]] * len(expected)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("ridge_items", [8000, 1])
+def test_a_power_of_its_likes_divides_an_items_scores(monkeypatch, ridge_items, constant):
+    monkeypatch.setattr(stage2, "RIDGE_ITEMS", ridge_items)
+    history = histories(80, 14)
+    whole, divided = (scores(history, stage2.fit_pairs(history, 10.0, constant, power)) for power in (0.0, 0.3))
+    np.testing.assert_allclose(divided[:, 1:], whole[:, 1:] / history[:, 1:].toarray().sum(axis=0) ** 0.3, rtol=1e-5, atol=1e-6)
+    taste, likes = small_taste(15), history.toarray().sum(axis=0)
+    plain = taste(history).detach().numpy()
+    taste.divisor = stage2.Taste(likes, 0.3).divisor
+    np.testing.assert_allclose(taste(history).detach().numpy()[:, 1:], plain[:, 1:] / likes[1:] ** 0.3, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +120,10 @@ def test_histories_are_the_training_likes_and_with_refit_those_of_validation(sho
         rows = ds.reviews[ds.reviews["split"].isin(splits) & (ds.reviews["label"] == 1)]
         expected = {*zip(rows["user_id"], rows["item_id"]), *((user, 0) for user in range(len(ds.users)))}
         assert {*zip(*(part.tolist() for part in model.likes.nonzero()))} == expected and (model.likes.data == 1).all()
-        fits = [stage2.fit_pairs(model.likes, *knobs) for knobs in stage2.PENALTIES]  # the pairs are those of these histories, of one penalty
-        assert sum(np.allclose(model.pairs, pairs, atol=1e-6) for pairs in fits) == 1
-        chosen.append(int(np.argmax([np.allclose(model.pairs, pairs, atol=1e-6) for pairs in fits])))
+        knobs = [(*penalty, power) for penalty in stage2.PENALTIES for power in stage2.POWERS]  # the pairs are those of these histories, of some knobs
+        same = [np.allclose(model.pairs, stage2.fit_pairs(model.likes, *one), atol=1e-6) for one in knobs]
+        assert sum(same) == 1
+        chosen.append(same.index(True))
     assert chosen[0] == chosen[1]  # chosen on training and validation rows before both are joined
 
 
@@ -116,8 +136,10 @@ def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_no
         rows = ds.reviews[(ds.reviews["split"] == split) & (ds.reviews["label"] == 1)]
         matrix[:, 0], matrix[rows["user_id"], rows["item_id"]] = 1, 1
     train, held = csr_matrix(train), csr_matrix(held)
-    quality = {knobs: stage2.list_quality(train, stage2.fit_pairs(train, *knobs), held).item() for knobs in stage2.PENALTIES}
-    assert len(set(quality.values())) > 1 and f"validation NDCG@10 {max(quality.values()):.4f}" in told
+    knobs = [(*penalty, power) for penalty in stage2.PENALTIES for power in stage2.POWERS]
+    quality = {one: stage2.list_quality(train, stage2.fit_pairs(train, *one), held).mean() for one in knobs}
+    best = max(quality, key=quality.get)
+    assert len(set(quality.values())) > 12 and f"power {best}" in told and f"validation NDCG@10 {quality[best]:.4f}" in told
     test = ds.reviews["split"] == "test"
     turned = ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"]))
     shuffled = stage1.Dataset(ds.folder, ds.index, turned, ds.users, ds.items, ds.vocabularies)
@@ -299,7 +321,7 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
     monkeypatch.setattr(stage2, "list_loss", check)
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True), history, (1, 1.0), taste_args())
+    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True, 0.0), history, (1, 1.0), taste_args())
     assert seen == distinct and abs(1 - np.mean(shares) - stage2.HIDDEN_SHARE) < 0.1
 
 
@@ -319,50 +341,64 @@ def test_the_network_learns_what_pairs_cannot_say(monkeypatch):
     pairs = stage2.fit_pairs(history, 10.0, True)
     one, two = asked.toarray()[:, 1:3].T > 0
     expected = np.where(one == two, 3, 4)
-    both = stage2.fit_taste(history, pairs, (10.0, True), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
+    both = stage2.fit_taste(history, pairs, (10.0, True, 0.0), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
     of_pairs, of_both = (scores(asked, pairs, taste)[:, 3:5].argmax(axis=1) + 3 == expected for taste in (None, both))
     assert of_pairs.mean() < 0.6 and of_both.mean() > 0.8
 
 
 def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
-    history, held, told = histories(60, 12), histories(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 12])
+    """Of three users, by what each list gains; a gain counts where it exceeds its standard error."""
+    history, held, sure = histories(60, 12), histories(60, 12, 0.1, seed=1), np.array([0.99, 1.0, 1.01])
+    nothing = [[0.0] * 3] * 12
+    told = iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *nothing])
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True), [0.25], [], stage2.list_quality
+    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True), 0.25, [], stage2.list_quality
 
-    def measured(history, pairs, held, taste=None, scales=(1.0,)):
+    def measured(history, pairs, held, taste=None, scales=(1.0,), powers=(0.0,)):
         if taste is None:
-            return np.array(alone)
-        assert len(quality(history, pairs, held, taste, scales)) == len(scales) == 3
+            return alone * np.ones((1, 3))
+        assert quality(history, pairs, held, taste, scales).shape == (len(scales), np.count_nonzero(np.diff(held.indptr) > 1) or 1) and len(scales) == 3
         states.append(deepcopy(taste.state_dict()))
-        return np.array(next(told))
+        return alone + (np.array(next(told)) - alone)[:, None] * sure
+
+    def fitted(chosen=None, asked=held):
+        return stage2.fit_taste(history, pairs, (10.0, True, 0.2), asked, chosen, taste_args())
 
     monkeypatch.setattr(stage2, "list_quality", measured)
-    taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
+    taste, chosen = fitted()
     assert chosen == (2, 0.25) and len(states) == 2 + stage2.LIST_PATIENCE  # an equal value is no gain
     assert taste.scale.item() == pytest.approx(0.25 * states[1]["scale"].item())
     torch.testing.assert_close(taste.item.weight.data, states[1]["item.weight"])
-    again, kept = stage2.fit_taste(history, pairs, (10.0, True), held, chosen, taste_args())
-    assert kept == chosen and len(states) == 2 + stage2.LIST_PATIENCE  # looks at no validation user
+    np.testing.assert_allclose(taste.divisor, np.maximum(history.toarray().sum(axis=0), 1) ** 0.2, rtol=1e-6)
+    told = iter(nothing)
+    again, kept = fitted(chosen, held - held)
+    assert kept == chosen and len(states) == 4 + stage2.LIST_PATIENCE  # exactly the chosen rounds
     torch.testing.assert_close(again.state_dict(), taste.state_dict())
-    told, alone = iter([[0.1, 0.3, 0.2], *[[0.0] * 3] * 12]), [0.3]
-    taste, chosen = stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())
+    told, alone = iter([[0.1, 0.3, 0.2], *nothing]), 0.3
+    taste, chosen = fitted()
     assert chosen[1] == 0 and taste.scale.item() == 0  # lists are as good without it
-    told = iter([*([0.02 * n, 0.0, 0.0] for n in range(1, 17)), *[[0.0] * 3] * 12])
-    assert stage2.fit_taste(history, pairs, (10.0, True), held, None, taste_args())[1] == (16, 1.0)  # better than without it only from then on
+    told = iter([*([0.02 * n, 0.0, 0.0] for n in range(1, 17)), *nothing])
+    assert fitted()[1] == (16, 1.0)  # better than without it only from then on
+    told, sure = iter([[0.4, 0.0, 0.0], *nothing]), np.array([-2.0, 1.0, 4.0])
+    assert fitted()[1] == (0, 0.0)  # better in the mean of three users, who differ too much to be sure
+    told, sure = iter([[0.4, 0.0, 0.0], *nothing]), np.array([0.0, 1.0, 2.0])
+    assert fitted()[1] == (1, 1.0)
 
 
 def test_the_ranking_objective_saves_and_serves_both_parts(shop, tmp_path, monkeypatch):
     folder, ds = shop
     for name in ("ROUND_STEPS", "ROUNDS"):
         monkeypatch.setattr(stage2, name, 4)
-    flags = ["--epochs", "1", "--objective", "ranking", "--ablations"]
-    models = {}
+    quality = stage2.list_quality  # on so small a log no network is sure to be better
+    monkeypatch.setattr(stage2, "list_quality", lambda *of, **more: quality(*of, **more) + (len(of) > 3 and of[3] is not None))
+    flags, models, paths = ["--epochs", "1", "--objective", "ranking", "--ablations"], {}, {}
     for name, more in (("plain", []), ("refit", ["--refit"])):
         path = run(tmp_path / name, folder / "processed_data", *flags, *more)
-        models |= {(name, part): stage2.load_model(path if part == "both" else path.with_suffix(f".{part}.pt"), "cpu") for part in ("both", "wide", "deep")}
-    for (name, part), model in models.items():
-        chosen = torch.load(tmp_path / name / model.config["checkpoint"], weights_only=True)["lists"]["chosen"]
-        assert (model.taste is None) == (part == "wide" or chosen[1] == 0) and (abs(model.pairs).sum() == 0) == (part == "deep")
+        paths |= {(name, part): path if part == "both" else path.with_suffix(f".{part}.pt") for part in ("both", "wide", "deep")}
+    for (name, part), path in paths.items():
+        model = models[name, part] = stage2.load_model(path, "cpu")
+        assert bool(load(path)["lists"]["chosen"]) == (part != "wide")
+        assert (model.taste is None) == (part == "wide") and (abs(model.pairs).sum() == 0) == (part == "deep")
         user = ds.users["user"][int(np.diff(model.likes.indptr).argmax())]
         code, listed = model.user_index.get_loc(user), model.recommend(user, n=8)
         np.testing.assert_allclose(listed["wide"] + listed["deep"], listed["score"], atol=1e-6)
