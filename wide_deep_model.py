@@ -9,7 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = (sum of pair[j, i] over the n items j that u liked (wide) + scale n softmax(taste(history of u) . items)[i] (deep)) / likes of i ** power
+    list score(u, i) = (sum of pair[j, i] over the n items j that u liked (wide) + scale n softmax(taste(u) . items)[i] (deep)) / popularity of i ** power
 """
 
 import io
@@ -45,7 +45,7 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
-POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's likes, tried likewise: they divide its score, else lists show what is popular (RP3beta, Paudel et al. 2017)
+POWERS = (0.0, 0.1, 0.2, 0.3)  # of popularity, tried likewise: they divide an item's score, else lists show what is popular (RP3beta, Paudel et al. 2017)
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
@@ -393,12 +393,12 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
 def fit_pairs(history: csr_matrix, penalty: float, constant: bool, power: float = 0.0) -> Pairs:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
     (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (EDLAE, Steck 2020), long histories
-    counting less; divided by likes ** power. From an item to itself it is -1 before that: what was liked does not come next."""
+    counting less; divided by (likes / mean likes) ** power. From an item to itself it is -1 before that: what was liked does not come next."""
     likes = np.diff(history.indptr) - 1
     weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
     inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
     gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / (weight.sum() or 1)), dtype=np.float32)
-    held_back, divisor = gram.diagonal() * DENOISE + penalty, history.getnnz(axis=0).clip(1).astype(np.float32) ** power
+    held_back, divisor = gram.diagonal() * DENOISE + penalty, (history.getnnz(axis=0).clip(1) * history.shape[1] / history.nnz).astype(np.float32) ** power
     if len(held_back) <= RIDGE_ITEMS:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32))))
         pairs = (-inverse / inverse.diagonal()).contiguous().numpy()  # by rows, as the product with histories reads it
@@ -421,7 +421,7 @@ class Taste(nn.Module):
         super().__init__()
         self.liked, self.item = (nn.Embedding(len(likes), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
         self.hidden, self.scale = nn.Linear(*TASTE), nn.Parameter(torch.tensor(0.3))
-        self.divisor = nn.Buffer(torch.from_numpy(likes).clamp(min=1) ** power)
+        self.divisor = nn.Buffer(torch.from_numpy((likes.clip(1) / likes.mean()).astype(np.float32) ** power))
         nn.init.normal_(self.liked.weight, std=0.5 * len(likes) ** -0.5)
         nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(likes).log1p()
 
@@ -697,7 +697,7 @@ class Recommender:
         self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.features.residual, *self.features.similarities = [*map(unpack_matrix, saved["similar"], (by_user, by_item))] or [None]
         self.model = WideDeep(self.features, self.config).to(device).eval()
-        self.taste = Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
+        self.taste = Taste(np.ones(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
