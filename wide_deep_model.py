@@ -9,7 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = (sum of pair[j, i] over the n items j that u liked (wide) + scale n softmax(taste(u) . items)[i] (deep)) / popularity of i ** power
+    list score(u, i) = sum of pair[j, i] over the n items j u liked (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
 """
 
 import io
@@ -45,7 +45,7 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
-POWERS = (0.0, 0.1, 0.2, 0.3)  # of popularity, tried likewise: they divide an item's score, else lists show what is popular (RP3beta, Paudel et al. 2017)
+POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's popularity that divide its pairs, tried likewise: else lists are too popular (RP3beta, Paudel et al. 2017)
 DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
 RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
@@ -55,7 +55,7 @@ ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps 
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 7, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -417,13 +417,12 @@ class Taste(nn.Module):
     """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
     the logit of what is liked next. Like the sum of pairs, the score is an expected like: probability x likes of the history x scale."""
 
-    def __init__(self, likes: np.ndarray, power: float = 0.0) -> None:
+    def __init__(self, popularity: np.ndarray) -> None:
         super().__init__()
-        self.liked, self.item = (nn.Embedding(len(likes), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
+        self.liked, self.item = (nn.Embedding(len(popularity), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
         self.hidden, self.scale = nn.Linear(*TASTE), nn.Parameter(torch.tensor(0.3))
-        self.divisor = nn.Buffer(torch.from_numpy((likes.clip(1) / likes.mean()).astype(np.float32) ** power))
-        nn.init.normal_(self.liked.weight, std=0.5 * len(likes) ** -0.5)
-        nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(likes).log1p()
+        nn.init.normal_(self.liked.weight, std=0.5 * len(popularity) ** -0.5)
+        nn.init.normal_(self.item.weight, std=0.01).data[:, -1] = torch.from_numpy(popularity).log1p()
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
@@ -435,7 +434,7 @@ class Taste(nn.Module):
 
     def forward(self, history: csr_matrix) -> Tensor:
         """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
-        return F.pad(self.scale * self.scale.new_tensor(np.diff(history.indptr))[:, None] * self.logits(history).softmax(1), (1, 0)) / self.divisor
+        return F.pad(self.scale * self.scale.new_tensor(np.diff(history.indptr))[:, None] * self.logits(history).softmax(1), (1, 0))
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
@@ -451,20 +450,20 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
     return (weights * (stands_for * hidden * (wide + taste.scale * likes * log_chance.exp() - target) ** 2 - target * log_chance)).sum()
 
 
-def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs (of the same knobs of fit_pairs) that other folds of users
-    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what gains validation users
-    most, scale 0 where nothing gains more than its standard error; scaled because a whole history sums more pairs than a visible part."""
+def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of these knobs (None: alone) that other folds of users
+    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation
+    users' lists best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
     rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
-    others = [fit_pairs(history[fold != f], *knobs[:2]) for f in range(FOLDS)]
+    others = [fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS)]  # not divided: expected likes
     users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
-    taste, passes = Taste(history.getnnz(axis=0), knobs[2]).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
-    rounds, most, alone = [-math.inf], 0.0, list_quality(history, pairs, held)
+    rounds, best_quality = [0.0], list_quality(history, pairs, held)[0]  # of lists without it
     best_taste, setting = mean.module, chosen or (0, 0.0)
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
@@ -482,11 +481,11 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple, held: csr_matrix,
             if step % 10 == 0:
                 mean.update_parameters(taste)
         speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
-        best, gain = max(enumerate(list_quality(history, pairs, held, mean.module, SCALES) - alone), key=lambda of: of[1].mean())
-        print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {(alone + gain).mean():.4f}"), flush=True)
-        rounds.append(gain.mean())  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
-        if gain.mean() > max(most, gain.std() / math.sqrt(len(gain))):
-            most, best_taste, setting = gain.mean(), deepcopy(mean.module), (number, SCALES[best])
+        quality = list_quality(history, pairs, held, mean.module, SCALES)
+        print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {quality.max():.4f}"), flush=True)
+        rounds.append(quality.max())  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
+        if quality.max() > best_quality:
+            best_quality, best_taste, setting = quality.max(), deepcopy(mean.module), (number, SCALES[quality.argmax()])
     best_taste.scale.data *= setting[1]
     return best_taste, setting
 
@@ -500,7 +499,7 @@ def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[
 
 
 def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales=(1.0,), powers=(0.0,)) -> np.ndarray:
-    """NDCG@10 [scales of the network x powers of the discount, users] of the validation users' likes among all items outside their history."""
+    """Mean NDCG@10 [scales of the network x powers] of the validation users' likes among all items outside their history."""
     users, gains, by_rank = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
     users, popularity = users[:: len(users) // CHOICE_USERS + 1], torch.from_numpy(history.getnnz(axis=0)).clamp(min=1)
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
@@ -510,7 +509,7 @@ def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Tas
         relevant, likes = torch.from_numpy(held[part].toarray()), np.diff(held.indptr)[part] - 1
         hits = np.stack([relevant.gather(1, items) * (score > -math.inf) for score, items in lists])
         gains.append(hits @ by_rank[: hits.shape[2]] / by_rank.cumsum()[np.minimum(likes, 10) - 1])
-    return np.concatenate(gains, axis=1) if len(users) else np.zeros((len(scales) * len(powers), 1))
+    return np.concatenate(gains, axis=1).mean(axis=1) if len(users) else np.zeros(len(scales) * len(powers))
 
 
 class Run:
@@ -603,14 +602,14 @@ class Run:
         train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
         if not self.choice:  # over a large catalogue, trying penalties takes too long
             tried = PENALTIES[-2:-1] if shape[1] > RIDGE_ITEMS else PENALTIES
-            found = [(of.mean(), (*p, power)) for p in tried for power, of in zip(POWERS, list_quality(train, fit_pairs(train, *p), held, powers=POWERS))]
+            found = [(of, (*p, power)) for p in tried for power, of in zip(POWERS, list_quality(train, fit_pairs(train, *p), held, powers=POWERS))]
             self.choice = max(found, key=lambda one: one[0])[1]
-        knobs = (1e12, True, self.choice[-1]) if component == "deep" else self.choice  # so held back, nothing is left of the pairs beside the network
-        history, held = (train.maximum(held), held - held) if refit else (train, held)
-        pairs, taste = fit_pairs(history, *knobs) if component != "deep" else csr_matrix(shape[1:] * 2, dtype=np.float32), None
+        knobs = self.choice if component != "deep" else None
+        history, held = (train.maximum(held), held - held) if refit else (train, held)  # who is asked is not in the history
+        pairs, taste = fit_pairs(history, *knobs) if knobs else csr_matrix(shape[1:] * 2, dtype=np.float32), None
         if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
             taste, chosen = fit_taste(history, pairs, knobs, held, chosen, self.args)
-        told = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste).mean():.4f}"
+        told = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
         print(f"{component} lists: penalty, constant, power {knobs}, network (rounds, scale) {chosen}, {told}, {time.perf_counter() - begin:.1f} s", flush=True)
         return {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
 
@@ -697,7 +696,7 @@ class Recommender:
         self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.features.residual, *self.features.similarities = [*map(unpack_matrix, saved["similar"], (by_user, by_item))] or [None]
         self.model = WideDeep(self.features, self.config).to(device).eval()
-        self.taste = Taste(np.ones(len(self.items))) if saved["lists"]["taste"] else None
+        self.taste = Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
