@@ -600,10 +600,10 @@ class Run:
         begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
         constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
         train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
-        if not self.choice:  # over a large catalogue, trying penalties takes too long
-            tried = PENALTIES[-2:-1] if shape[1] > RIDGE_ITEMS else PENALTIES
+        if not self.choice:
+            tried = PENALTIES if shape[1] <= RIDGE_ITEMS else []  # over a large catalogue it takes too long
             found = [(of, (*p, power)) for p in tried for power, of in zip(POWERS, list_quality(train, fit_pairs(train, *p), held, powers=POWERS))]
-            self.choice = max(found, key=lambda one: one[0])[1]
+            self.choice = max(found, key=lambda one: one[0], default=(0, (*PENALTIES[-2], 0.0)))[1]
         knobs = self.choice if component != "deep" else None
         history, held = (train.maximum(held), held - held) if refit else (train, held)  # who is asked is not in the history
         pairs, taste = fit_pairs(history, *knobs) if knobs else csr_matrix(shape[1:] * 2, dtype=np.float32), None
