@@ -102,7 +102,7 @@ CTR = ["--wide user_id item_id --deep user_id item_id --embedding-dim 16 --hidde
        "--weight-decay 1e-6 --batch-size 512 --epochs 100 --patience 10"]  # fmt: skip
 NO_IDS = ["--wide item_genres user_gender user_age_band cross_user_gender_user_age_band --deep item_genres user_gender user_age user_occupation "
           f"--embedding-dim 8 --hidden 64 32 16 --deep-optimizer adagrad --deep-lr {lr} --wide-lr 0.1 --batch-size 4096 --epochs 10 --patience 10"
-          for lr in (0.1, 0.05)]  # fmt: skip
+          for lr in (0.05, 0.1)]  # fmt: skip
 ANIME = ["--objective rating --wide item_site_score item_site_members item_genres --deep user_id item_id --embedding-dim 32 --hidden 128 64 "
          "--batch-size 64 --epochs 20"]  # fmt: skip
 RATED, FEW = "--relevant rated --keep-seen --k 5 10", "--ranking-users 200 --baselines popularity global_mean mean_bias"
