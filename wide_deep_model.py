@@ -415,7 +415,7 @@ def fit_pairs(history: csr_matrix, penalty: float, constant: bool, power: float 
 
 class Taste(nn.Module):
     """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
-    the logit of what is liked next. Like the sum of pairs, the score is an expected like: probability x likes of the history x scale."""
+    the logit of what is liked next. Like the sum of undivided pairs, it is an expected like: probability x likes of the history x scale."""
 
     def __init__(self, popularity: np.ndarray) -> None:
         super().__init__()
