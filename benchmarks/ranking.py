@@ -52,6 +52,7 @@ SPLIT = "--split per-user --test-fraction 0.2 --validation-fraction 0.1"
 K, TAIL, REPLICATES = 10, 0.8, 2000
 DISCOUNTED = "EASE, discounted"
 OURS, BASELINES = ("Wide & Deep", "wide only", "deep only"), ("popularity", "recent popularity", "user-kNN", "item-kNN", "iALS", "EASE")
+SHOWN = (*OURS, *BASELINES, DISCOUNTED)
 NEIGHBOURS = list(itertools.product(("cosine", "bm25"), (20, 50, 100, 200, 400)))
 GRIDS = {
     "popularity": [()],
@@ -198,10 +199,10 @@ def lines(name: str, runs: list[dict]) -> tuple[str, str]:
     mean = {model: np.mean([np.nanmean(found[model]["ndcg"]) for found in runs]) for model in runs[0]}
     best = max((model for model in mean if model in BASELINES), key=mean.get)
     shown = [f"**{mean[m]:.4f}**" if mean[m] == max(mean.values()) else f"{mean[m]:.4f}" for m in mean]
-    shown = dict(zip(mean, shown)) | {m: "-" for m in (*OURS, *BASELINES, DISCOUNTED) if m not in mean}
+    shown = dict(zip(mean, shown)) | {m: "-" for m in SHOWN if m not in mean}
     others = [f"{best} {difference(runs, best)}", *(difference(runs, m) for m in ("EASE", "iALS", DISCOUNTED, *OURS[1:]))]
     pairs = [" / ".join(f"{np.mean([found[m][what] for found in runs]):.3f}" for m in (OURS[0], "EASE")) for what in ("coverage", "tail")]
-    return (f"| {name} | " + " | ".join(shown[m] for m in (*OURS, *BASELINES, DISCOUNTED)) + " |", f"| {name} | " + " | ".join([*others, *pairs]) + " |")
+    return (f"| {name} | " + " | ".join(shown[m] for m in SHOWN) + " |", f"| {name} | " + " | ".join([*others, *pairs]) + " |")
 
 
 def main() -> None:
@@ -214,7 +215,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as pool:
         runs = {name: [pool.submit(run, name, seed, args.data.resolve()) for seed in range(1, args.seeds + 1)] for name in args.only}
         tables = list(zip(*(lines(name, [future.result() for future in futures]) for name, futures in runs.items())))
-    print(f"NDCG@{K}\n\n| | " + " | ".join((*OURS, *BASELINES, DISCOUNTED)) + " |\n" + "|---" * 11 + "|")
+    print(f"NDCG@{K}\n\n| | " + " | ".join(SHOWN) + " |\n" + "|---" * (1 + len(SHOWN)) + "|")
     print("\n".join(tables[0]))
     header = f"| | best baseline | EASE | iALS | {DISCOUNTED} | wide only | deep only | coverage@{K}: ours / EASE | tail: ours / EASE |"
     print(f"\nWide & Deep against\n\n{header}\n" + "|---" * 9 + "|")

@@ -62,6 +62,13 @@ def test_without_a_constant_the_empty_history_is_ordered_by_likes():
     assert (np.argsort(row) == np.argsort(weight @ history[:, 1:].toarray())).all() and 0 < row.max() < 1e-3
 
 
+def test_over_a_large_catalogue_nothing_is_tried(shop, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
+    model = stage2.load_model(run(tmp_path, shop[0] / "processed_data", "--epochs", "1"), "cpu")
+    assert "power (300.0, True, 0.0)" in capsys.readouterr().out
+    np.testing.assert_allclose(model.pairs.toarray(), stage2.fit_pairs(model.likes, 300.0, True).toarray(), atol=1e-6)
+
+
 @pytest.mark.parametrize("neighbours", [4, 100])
 def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, neighbours):
     history = histories(200, 20)
@@ -297,11 +304,12 @@ def taste_args(**changes) -> stage2.Namespace:
 
 
 def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
-    history, known, seen, shares = histories(60, 10), {}, set(), []
+    history, known, seen, shares, knobs = histories(60, 10), {}, set(), [], []
     fit, loss = stage2.fit_pairs, stage2.list_loss
 
-    def fit_and_remember(part, *penalty):
-        pairs = fit(part, *penalty)
+    def fit_and_remember(part, *of):
+        knobs.append(of)
+        pairs = fit(part, *of)
         known[id(pairs)] = pairs, {row.tobytes() for row in part.toarray()}
         return pairs
 
@@ -319,7 +327,8 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
     monkeypatch.setattr(stage2, "list_loss", check)
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True, 0.0), history, (1, 1.0), taste_args())
+    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True, 0.3), history, (1, 1.0), taste_args())
+    assert knobs == [(10.0, True)] * stage2.FOLDS  # not divided: what the network adds to is an expected like
     assert seen == distinct and abs(1 - np.mean(shares) - stage2.HIDDEN_SHARE) < 0.1
 
 

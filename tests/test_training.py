@@ -687,13 +687,13 @@ def in_order(batches) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("workers, flags", [(1, []), (3, []), (1, ["--wide", "user_id", "--deep", "item_id", "user_avg_rating"])])
+def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch, workers, flags):
     monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
     ds = preprocess(tmp_path, random_log(1500, 60, 50))  # 1,200 training rows: 12 blocks, of which 8 are shuffled together
     monkeypatch.setattr(stage1, "MEMORY", 1)
     thin = stage1.load_dataset(ds.folder)
-    features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args([]), ds))
+    features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args(flags), ds))
     expected = in_order(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
     torch.manual_seed(0)
     epochs, of_worker = [], [blocks_of(thin, features) for _ in range(workers)]
