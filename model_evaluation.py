@@ -19,6 +19,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script, with_validation
-from wide_deep_model import auc, interactions, load_model
+from wide_deep_model import auc, histories, interactions, load_model
 
 # ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "global_mean", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
@@ -44,14 +45,14 @@ DAMPING_GRID = [(user, item) for user in (1, 4, 16, 64) for item in (1, 4, 16, 6
 KNN_GRID = [("cosine", 50), ("cosine", 200), ("bm25", 50), ("bm25", 200)]  # similarity, neighbours kept per item
 RATING_KNN_GRID = [(n, damping, prior) for n in (20, 60) for damping in (3, 10, 30) for prior in (0.1, 0.5, 2)]  # of the norm, of the weighted mean
 ALS_GRID = [(3, 10), (10, 30), (10, 100), (40, 100)]  # confidence of a like, L2 regularisation
+HISTORIES = {"likes": np.inf, "graded": 1.0, "rated": 0.0}  # what item_knn and als are fitted on, chosen likewise: the grade of a rating below a like
 ALS_FACTORS, ALS_TRIAL_STEPS, ALS_STEPS = 64, 4, 12  # trial steps while choosing; the chosen point gets all steps
 CHOICE_USERS = 500  # validation users on whom item_knn and als choose by catalogue NDCG@10
 BLOCK_USERS = 100  # users whose scores of the whole catalogue are held at once
 BOOTSTRAP_THRESHOLDS = 10_000  # beyond as many distinct scores, neighbours are one for the intervals: moves an AUC by far less than 1e-5
 DIVERSITY_WORK = 2e8  # products of co-rating counts that intra-list diversity may cost (Electronics needs 2e7)
 DENSE_ITEMS = 8_000  # similarities of as many items are looked up in a dense table, twenty times faster and at most 256 MB
-HEAD_SHARE = 0.8  # head items: the fewest that together hold this share of the training rows
-LATENCY_CALLS, CALIBRATION_BINS = 100, 15
+HEAD_SHARE, LATENCY_CALLS, CALIBRATION_BINS = 0.8, 100, 15  # head items: the fewest that together hold this share of the training rows
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -225,8 +226,7 @@ class Catalogue:
         """(lists, hits) [ranked users, k], a block of users at a time."""
         lists, hits = np.full((len(self.users), k), -1), np.zeros((len(self.users), k), bool)
         for begin in tqdm(range(0, len(self.users), BLOCK_USERS), desc=title, disable=None if title else True, leave=False):
-            block = slice(begin, begin + BLOCK_USERS)
-            users = self.users[block]
+            block, users = slice(begin, begin + BLOCK_USERS), self.users[begin : begin + BLOCK_USERS]
             exclude = self.seen[users].toarray() > 0
             exclude[:, 0] = True  # the unknown item
             lists[block], hits[block] = top_k_lists(score_catalogue(users), self.relevant[users].toarray() > 0, k, exclude)
@@ -259,7 +259,7 @@ class Scorer:
 
 def popularity(likes: csr_matrix) -> Scorer:
     """Number of likes among the training rows."""
-    count = np.bincount(likes.indices, minlength=likes.shape[1]).astype(np.float32)
+    count = np.asarray(likes.sum(axis=0)).ravel()
     return Scorer("order", lambda frame: count[frame["item_id"].to_numpy()], lambda users: np.tile(count, (len(users), 1)))
 
 
@@ -294,10 +294,10 @@ def history_sums(history: csr_matrix, similarity: csr_matrix, knobs: dict) -> Sc
     return Scorer("order", score_rows, lambda users: (history[users] @ similarity).toarray(), knobs)
 
 
-def item_knn(likes: csr_matrix, knobs: tuple[str, int]) -> Scorer:
-    """Sum of an item's similarities to the items that the user liked (Sarwar et al. 2001)."""
+def item_knn(history: csr_matrix, knobs: tuple[str, int], name: str = "") -> Scorer:
+    """Sum of an item's similarities to the items of the user's history (Sarwar et al. 2001)."""
     model = {"cosine": CosineRecommender, "bm25": BM25Recommender}[knobs[0]](K=knobs[1] + 1)  # + 1: it finds itself
-    return history_sums(likes, similarities(model, likes), {"similarity": knobs[0], "neighbours": knobs[1]})
+    return history_sums(history, similarities(model, history), {"similarity": knobs[0], "neighbours": knobs[1], "history": name})
 
 
 def rating_knn(rows: pd.DataFrame, shape: tuple[int, int], base: Scorer, knobs: tuple[int, float, float]) -> Scorer:
@@ -314,14 +314,14 @@ def rating_knn(rows: pd.DataFrame, shape: tuple[int, int], base: Scorer, knobs: 
                   {"neighbours": neighbours, "damping": damping, "prior": prior})
 
 
-def als(likes: csr_matrix, knobs: tuple[float, float], seed: int, steps: int) -> Scorer:
-    """Factors of implicit feedback by alternating least squares (Hu, Koren and Volinsky 2008)."""
-    settings = {"factors": ALS_FACTORS, "alpha": knobs[0], "regularization": knobs[1], "iterations": steps}
+def als(history: csr_matrix, knobs: tuple[float, float], name: str = "", seed: int = 0) -> Scorer:
+    """Factors of implicit feedback by alternating least squares (Hu, Koren and Volinsky 2008); without a name a trial of fewer steps."""
+    settings = {"factors": ALS_FACTORS, "alpha": knobs[0], "regularization": knobs[1], "iterations": ALS_STEPS if name else ALS_TRIAL_STEPS}
     model = AlternatingLeastSquares(**settings, random_state=seed)
-    model.fit(likes, show_progress=False)
+    model.fit(history, show_progress=False)
     user, item = model.user_factors, model.item_factors
     return Scorer("order", lambda frame: np.einsum("rf,rf->r", user[frame["user_id"].to_numpy()], item[frame["item_id"].to_numpy()]),
-                  lambda users: user[users] @ item.T, settings)
+                  lambda users: user[users] @ item.T, settings | {"history": name})
 
 
 def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.random.Generator) -> dict[str, Scorer]:
@@ -331,9 +331,9 @@ def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.r
     rows = ds.reviews[["user_id", "item_id", "rating", "label"]]
     train, validation = rows[split == "train"], rows[split == "validation"]
     final = rows[split != "test"] if model.config.get("refit") else train
-    liked = [part[(part["label"].to_numpy() == 1) | (relevant == "rated")] for part in (train, validation, final)]
-    likes, new_likes, final_likes = (interactions(part, shape) for part in liked)
-    task, seed = Catalogue(new_likes, interactions(train, shape), CHOICE_USERS, rng), int(rng.integers(2**31))
+    new = interactions(validation[(validation["label"].to_numpy() == 1) | (relevant == "rated")], shape)
+    task, seed = Catalogue(new, interactions(train, shape), CHOICE_USERS, rng), int(rng.integers(2**31))
+    counted, history_of = {"rated": 0.0} if relevant == "rated" else HISTORIES, partial(histories, shape=shape, index=ds.index, constant=0.0)
 
     def quality(scorer: Scorer) -> float:
         if scorer.kind == "order":
@@ -345,16 +345,18 @@ def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.r
     def best(grid: list[tuple], make: Callable[[tuple], Scorer]) -> tuple:  # the first of equals
         return grid[int(np.argmax([quality(make(knobs)) for knobs in grid]))]
 
+    def tuned(grid: list[tuple], make: Callable) -> Scorer:
+        name, *knobs = best([(name, *knobs) for name in counted for knobs in grid], lambda p: make(history_of(train, counted[p[0]]), p[1:]))
+        return make(history_of(final, counted[name]), knobs, name)
+
     damping = best(DAMPING_GRID, lambda knobs: mean_bias(train, shape, knobs))
-    trial, bias = (mean_bias(part, shape, damping) for part in (train, final))
-    mean = float(final["rating"].mean())
-    fit = {"popularity": lambda: popularity(final_likes),
+    mean, (trial, bias) = float(final["rating"].mean()), (mean_bias(part, shape, damping) for part in (train, final))
+    fit = {"popularity": lambda: popularity(history_of(final, counted.get("likes", 0.0))),
            "global_mean": lambda: Scorer("rating", lambda frame: np.full(len(frame), mean), lambda users: np.full((len(users), shape[1]), mean, np.float32)),
            "mean_bias": lambda: bias,
-           "item_knn": lambda: item_knn(final_likes, best(KNN_GRID, lambda knobs: item_knn(likes, knobs))),
-           "als": lambda: als(final_likes, best(ALS_GRID, lambda knobs: als(likes, knobs, seed, ALS_TRIAL_STEPS)), seed, ALS_STEPS)}
-    if of_ratings:
-        fit["item_knn"] = lambda: rating_knn(final, shape, bias, best(RATING_KNN_GRID, lambda knobs: rating_knn(train, shape, trial, knobs)))
+           "item_knn": lambda: (rating_knn(final, shape, bias, best(RATING_KNN_GRID, lambda knobs: rating_knn(train, shape, trial, knobs)))
+                                if of_ratings else tuned(KNN_GRID, item_knn)),
+           "als": lambda: tuned(ALS_GRID, partial(als, seed=seed))}
     names = [name for name in fit if name in names and (of_ratings or name != "global_mean")]  # which orders nothing
     with threadpool_limits(1, "blas"), warnings.catch_warnings():  # implicit runs threads of its own; those of BLAS would collide with them
         warnings.simplefilter("ignore", ParameterWarning)  # it remarks on its own conversions

@@ -9,7 +9,7 @@ Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, hi
         last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
-    list score(u, i) = sum of pair[j, i] over the n items j u liked (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
+    list score(u, i) = sum of interest[u, j] pair[j, i] over what u rated (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
 """
 
 import io
@@ -44,10 +44,10 @@ NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so i
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
-PENALTIES = [(penalty, constant) for constant in (False, True) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, tried on validation users
+PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, and more per like; tried on validation users
+GRADES = (1.0, 0.0)  # a rating below a like is an interest of (way from the lowest rating to a like) ** grade, chosen likewise; 0: what is rated, is chosen
 POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's popularity that divide its pairs, tried likewise: else lists are too popular (RP3beta, Paudel et al. 2017)
-DENOISE, USER_POWER = 0.3, -0.3  # further penalty per like of an item; a user of n likes weighs n ** USER_POWER
-RIDGE_ITEMS, NEIGHBOURS = 8_000, 100  # a larger catalogue gets pairs of similar items only
+USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
 TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
@@ -55,7 +55,7 @@ ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps 
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
-FORMAT, LAST, HISTORY = 7, "last_wide_deep_model.pt", "training_history.json"
+FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -160,8 +160,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 if not hasattr(table, "place"):  # room to work in, no state of the training
                     table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
                 if not state:
-                    row = torch.cat([torch.full_like(table[:1], start) for start in (0.0, group.get("start", 0.0))], 1)
-                    state.update(statistics=row.repeat(len(table), 1), step=0)
+                    state |= {"step": 0, "statistics": table.new_tensor([0.0, group.get("start", 0.0)]).repeat_interleave(table.shape[1]).repeat(len(table), 1)}
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
                         state["statistics"].chunk(2, 1)[0].sub_(table * group["start"] ** 0.5 / group["lr"] + table.sign() * group["l1"])
                 state["step"] += 1
@@ -191,11 +190,10 @@ class RowOptimizer(torch.optim.Optimizer):
 def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
     """Adagrad or FTRL for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
     def optimizers(name: str, lr: float, tables: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        start, common = ADAGRAD_START / args.batch_size**2, {"lr": lr, "weight_decay": args.weight_decay}
+        start, l1, common = ADAGRAD_START / args.batch_size**2, args.wide_l1 / args.batch_size * (name == "ftrl"), {"lr": lr, "weight_decay": args.weight_decay}
         if name == "adam":
             return [RowOptimizer(tables, common | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
-        of_rows = {"l1": args.wide_l1 / args.batch_size if name == "ftrl" else 0.0, "start": start}
-        return [RowOptimizer(tables, common | of_rows), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
+        return [RowOptimizer(tables, common | {"l1": l1, "start": start}), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
 
     bias = [model.bias] if model.component == "wide" else []  # is not shrunk
     wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], bias) if model.component != "deep" else []
@@ -218,8 +216,8 @@ class Rows(torch.utils.data.TensorDataset):
 
 class Inputs(Features):
     """The features of stage 1, and the cross history item x candidate (Cheng et al. 2016, section 2) of single rows, SIMILAR: how a user's ratings of
-    similar items deviated from what was expected of them (item-kNN: Koren 2010, section 2.2). Like embeddings it is fitted on all training rows, later
-    ones too, but a row's own rating is left out of its history and of its user's average, and known rows get similarities of other folds of users."""
+    similar items deviated from what was expected (item-kNN: Koren 2010, section 2.2). Like embeddings it is fitted on all training rows, but a row's own
+    rating is left out of its history and of its user's average, and known rows get similarities of other folds of users."""
 
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
 
@@ -349,9 +347,8 @@ def logits(model: WideDeep, rows: Rows) -> np.ndarray:
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """P(a like scores above a dislike), ties half (Mann-Whitney U); NaN scores come last, NaN where a class is missing."""
-    likes, ranks = label == 1, pd.Series(score).rank(na_option="top").to_numpy()
-    n, dislikes = likes.sum(), (~likes).sum()
-    return float((ranks[likes].sum() / n - (n + 1) / 2) / dislikes) if n and dislikes else math.nan
+    ranks, n = pd.Series(score).rank(na_option="top").to_numpy(), np.count_nonzero(label == 1)
+    return float((ranks[label == 1].sum() / n - (n + 1) / 2) / (len(label) - n)) if 0 < n < len(label) else math.nan
 
 
 def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
@@ -360,8 +357,8 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
     if config["objective"] == "rating":
         error = float(np.mean((np.clip(logit, *config["rating_range"]) - target) ** 2)) if np.isfinite(logit).all() else math.nan  # clipped, infinity hides
         return {"validation_loss": error, "validation_rmse": math.sqrt(error)}
-    area = auc(target, logit)
-    return {"validation_loss": float(np.mean(np.logaddexp(0, logit) - target * logit))} | ({} if math.isnan(area) else {"validation_auc": area})
+    loss = float(np.mean(np.logaddexp(0, logit) - target * logit))
+    return {"validation_loss": loss} | ({} if math.isnan(area := auc(target, logit)) else {"validation_auc": area})
 
 
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
@@ -390,20 +387,25 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
     return csr_matrix((np.broadcast_to(np.float32(values), len(rows)), (rows["user_id"].to_numpy(), rows["item_id"].to_numpy())), shape=shape)
 
 
-def fit_pairs(history: csr_matrix, penalty: float, constant: bool, power: float = 0.0) -> Pairs:
+def histories(rows: pd.DataFrame, grade: float, shape: tuple[int, int], index: dict, constant: float = 1.0) -> csr_matrix:
+    """What ratings say of a user's interest in an item, [users + 1, items + 1] in [0, 1]: a like 1, others (way from the lowest rating to a like) ** grade,
+    0.01 ** grade at least, so that all that is rated is there (of grade inf likes alone). Item 0, the unknown, is a constant for everybody."""
+    lowest, like = index["rating_range"][0], index["positive_threshold"]
+    interest = np.where(rows["label"] == 1, 1.0, ((rows["rating"] - lowest) / max(like - lowest, 1e-9)).clip(0.01, 1)) ** grade
+    return interactions(rows, shape, interest) + csr_matrix((np.full(shape[0], np.float32(constant)), np.zeros(shape[0], int), range(shape[0] + 1)), shape)
+
+
+def fit_pairs(history: csr_matrix, penalty: float, per_like: float, power: float = 0.0) -> Pairs:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
     (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (EDLAE, Steck 2020), long histories
     counting less; divided by (likes / mean likes) ** power. From an item to itself it is -1 before that: what was liked does not come next."""
-    likes = np.diff(history.indptr) - 1
-    weight = np.maximum(likes, 1.0) ** USER_POWER * (likes > 0)
-    inputs = history if constant else history @ diags(np.arange(history.shape[1]) > 0, dtype=np.float32)
-    gram = csr_matrix(inputs.T @ inputs.multiply(weight[:, None] * np.count_nonzero(likes) / (weight.sum() or 1)), dtype=np.float32)
-    held_back, divisor = gram.diagonal() * DENOISE + penalty, (history.getnnz(axis=0).clip(1) * history.shape[1] / history.nnz).astype(np.float32) ** power
+    rated, likes = np.diff(history.indptr) - 1, history.sum(axis=0).A1
+    weight = np.maximum(rated, 1.0) ** USER_POWER * (rated > 0)
+    gram = csr_matrix(history.T @ history.multiply(weight[:, None] * np.count_nonzero(rated) / (weight.sum() or 1)), dtype=np.float32)
+    held_back, divisor = gram.diagonal() * per_like + penalty, (likes.clip(1) * len(likes) / likes.sum()) ** power
     if len(held_back) <= RIDGE_ITEMS:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(gram.toarray() + np.diag(held_back).astype(np.float32))))
-        pairs = (-inverse / inverse.diagonal()).contiguous().numpy()  # by rows, as the product with histories reads it
-        pairs[0] += 0 if constant else 1e-6 * gram.diagonal()  # breaks ties: nobody's history is empty, but for what is liked by many
-        return pairs / divisor
+        return (-inverse / inverse.diagonal() / torch.from_numpy(divisor)).contiguous().numpy()  # by rows, as the product with histories reads it
     norm, weights = np.sqrt(np.maximum(gram.diagonal(), 1)), np.zeros_like(gram.data)  # weights: at the places of gram, to an item in its row
     rows = zip(*(np.split(part, gram.indptr[1:-1]) for part in (gram.indices, gram.data, weights)))  # views
     for item, (others, products, found) in enumerate(tqdm(rows, desc="pairs of items", total=len(norm), disable=None, leave=False)):
@@ -426,45 +428,44 @@ class Taste(nn.Module):
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
-        likes, tensor = np.diff(history.indptr), partial(torch.as_tensor, device=self.hidden.weight.device)
-        ids, offsets, weights = map(tensor, (history.indices, history.indptr[:-1], np.repeat(likes**-0.5, likes).astype(np.float32)))
+        rated, tensor = np.diff(history.indptr), partial(torch.as_tensor, device=self.hidden.weight.device)
+        ids, offsets, weights = map(tensor, (history.indices, history.indptr[:-1], history.data * np.repeat(rated**-0.5, rated).astype(np.float32)))
         pooled = F.embedding_bag(ids, self.liked.weight, offsets, mode="sum", per_sample_weights=weights, sparse=True)
         vectors = self.item.weight[1:] if items is None else self.item(tensor(items))
         return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 
     def forward(self, history: csr_matrix) -> Tensor:
         """Histories -> scores [n, all items]; the unknown item, column 0, has 0."""
-        return F.pad(self.scale * self.scale.new_tensor(np.diff(history.indptr))[:, None] * self.logits(history).softmax(1), (1, 0))
+        return F.pad(self.scale * self.scale.new_tensor(history.sum(axis=1)) * self.logits(history).softmax(1), (1, 0))
 
 
 def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pairs, weight: np.ndarray, sample: np.ndarray) -> Tensor:
     """Given the visible parts of histories: the network's log loss for what was liked (softmax over the catalogue: Mult-DAE, Liang et al. 2018), plus
-    the squared error of its sum with the pairs for what is not visible (liked 1, else 0). A sample of the items stands for those not liked."""
+    the squared error of its sum with the pairs for what is not visible (liked 1, less liked less, else 0). A sample of the items stands for those not liked."""
     items = np.union1d(sample, history.indices)[1:]  # without the constant
     target, others = history[:, items].toarray(), np.isin(items, sample) * ((history.shape[1] - 1) / len(sample))
     logits, likes = taste.logits(visible, items), target.sum(axis=1, keepdims=True) + 1
     wide = (visible @ pairs)[:, items]
-    parts = likes, target, np.where(target > 0, 1, others), 1 - visible[:, items].toarray(), wide.toarray() if issparse(wide) else wide, weight[:, None]
+    parts = likes, target, np.where(target > 0, 1, others), visible[:, items].toarray() == 0, wide.toarray() if issparse(wide) else wide, weight[:, None]
     likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
     log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
     return (weights * (stands_for * hidden * (wide + taste.scale * likes * log_chance.exp() - target) ** 2 - target * log_chance)).sum()
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of these knobs (None: alone) that other folds of users
-    fitted: those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation
-    users' lists best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
+    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of these knobs (None: alone) that other folds of users fitted:
+    those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation users' lists
+    best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
-    rng, likes, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
+    rng, rated, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS)]  # not divided: expected likes
-    users, weight = np.flatnonzero(likes), np.maximum(likes, 1) ** USER_POWER
+    users, weight = np.flatnonzero(rated), np.maximum(rated, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
-    taste, passes = Taste(history.getnnz(axis=0)).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
-    rounds, best_quality = [0.0], list_quality(history, pairs, held)[0]  # of lists without it
-    best_taste, setting = mean.module, chosen or (0, 0.0)
+    rounds, best_taste, setting, best_quality = [0.0], mean.module, chosen or (0, 0.0), list_quality(history, pairs, held)[0]  # of lists without it
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
         orders = [(f, rng.permutation(users[fold[users] == f])) for f in range(FOLDS) for _ in range(passes)]
@@ -480,7 +481,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
                 optimizer.zero_grad()
             if step % 10 == 0:
                 mean.update_parameters(taste)
-        speed = f"{likes[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
+        speed = f"{rated[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
         quality = list_quality(history, pairs, held, mean.module, SCALES)
         print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {quality.max():.4f}"), flush=True)
         rounds.append(quality.max())  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
@@ -501,7 +502,7 @@ def list_parts(history: csr_matrix, pairs: Pairs, taste: Taste | None) -> tuple[
 def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Taste | None = None, scales=(1.0,), powers=(0.0,)) -> np.ndarray:
     """Mean NDCG@10 [scales of the network x powers] of the validation users' likes among all items outside their history."""
     users, gains, by_rank = np.flatnonzero(np.diff(held.indptr) > 1), [], 1 / np.log2(np.arange(2, 12))
-    users, popularity = users[:: len(users) // CHOICE_USERS + 1], torch.from_numpy(history.getnnz(axis=0)).clamp(min=1)
+    users, popularity = users[:: len(users) // CHOICE_USERS + 1], torch.from_numpy(history.sum(axis=0).A1).clamp(min=1)
     for part in np.split(users, range(USER_BLOCK, len(users), USER_BLOCK)):
         wide, deep = (torch.from_numpy(scores) for scores in list_parts(history[part], pairs, taste))
         wide[history[part].nonzero()] = -math.inf
@@ -524,8 +525,8 @@ class Run:
             print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: every epoch reads them from {ds.folder}", flush=True)
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
-        self.histories, self.features, self.choice = {}, {}, None  # by phase, in their order; by whether validation rows count as well; of lists
-        self.fit_lists = cache(self.fit_lists)
+        self.histories, self.features = {}, {}  # by phase, in their order; by whether validation rows count as well
+        self.choice, self.fit_lists = None, cache(self.fit_lists)  # of lists: grade and knobs; what was fitted
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
                 self.histories, old, fingerprint = saved["histories"], saved["run"], saved["fingerprint"]
@@ -597,21 +598,23 @@ class Run:
     def fit_lists(self, component: str, refit: bool) -> dict:
         """What lists are made of: histories; pairs, whose penalty validation users choose; with --objective ranking the network too (deep: alone)."""
         chosen = self.fit_lists(component, False)["chosen"] if refit else None
-        begin, shape, likes = time.perf_counter(), (len(self.ds.users), len(self.ds.items)), self.ds.reviews.query("label == 1")
-        constant = interactions(pd.DataFrame({"user_id": range(shape[0]), "item_id": 0}), shape)  # the unknown item: 1 for everybody
-        train, held = (interactions(likes[likes["split"] == name], shape) + constant for name in ("train", "validation"))
+        begin, rows, shape = time.perf_counter(), self.ds.reviews, (len(self.ds.users), len(self.ds.items))
+        history_of = partial(histories, shape=shape, index=self.ds.index)
+        train, held = rows[rows["split"] == "train"], history_of(rows[(rows["split"] == "validation") & (rows["label"] == 1)], 0)
         if not self.choice:
-            tried = PENALTIES if shape[1] <= RIDGE_ITEMS else []  # over a large catalogue it takes too long
-            found = [(of, (*p, power)) for p in tried for power, of in zip(POWERS, list_quality(train, fit_pairs(train, *p), held, powers=POWERS))]
-            self.choice = max(found, key=lambda one: one[0], default=(0, (*PENALTIES[-2], 0.0)))[1]
-        knobs = self.choice if component != "deep" else None
-        history, held = (train.maximum(held), held - held) if refit else (train, held)  # who is asked is not in the history
+            found = [(0, (GRADES[0], *PENALTIES[1], 0.0))]  # over a large catalogue it takes too long to try others
+            for grade, knobs in [(grade, penalty) for grade in GRADES for penalty in PENALTIES if shape[1] <= RIDGE_ITEMS]:
+                history = history_of(train, grade)
+                found += zip(list_quality(history, fit_pairs(history, *knobs), held, powers=POWERS), ((grade, *knobs, power) for power in POWERS))
+            self.choice = max(found, key=lambda one: one[0])[1]
+        knobs, history = self.choice[1:] if component != "deep" else None, history_of(rows[rows["split"] != "test"] if refit else train, self.choice[0])
         pairs, taste = fit_pairs(history, *knobs) if knobs else csr_matrix(shape[1:] * 2, dtype=np.float32), None
-        if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody likes something, and the network has a say
-            taste, chosen = fit_taste(history, pairs, knobs, held, chosen, self.args)
-        told = "refit" if refit else f"validation NDCG@10 {list_quality(train, pairs, held, taste)[0]:.4f}"
-        print(f"{component} lists: penalty, constant, power {knobs}, network (rounds, scale) {chosen}, {told}, {time.perf_counter() - begin:.1f} s", flush=True)
-        return {"likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
+        if component != "wide" and history.nnz > shape[0] and (chosen or (1, 1))[1]:  # somebody rated something, and the network has a say
+            taste, chosen = fit_taste(history, pairs, knobs, held - held if refit else held, chosen, self.args)  # who is asked is not in the history
+        told = ("refit" if refit else f"validation NDCG@10 {list_quality(history, pairs, held, taste)[0]:.4f}") + f", {time.perf_counter() - begin:.1f} s"
+        print(f"{component} lists: grade, penalty, per like, power {self.choice}, network (rounds, scale) {chosen}, {told}", flush=True)
+        found = {"grade": self.choice[0], "likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
+        return found | {"taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
 
     def save_last(self, checkpoint: dict, training: Training) -> None:
         history = {"epochs": self.histories[self.args.component], "phases": self.histories}
@@ -673,8 +676,7 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
         yield saved
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
         reason = type(error).__name__ + ("" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}")
-        told = "missing" if isinstance(error, FileNotFoundError) else f"not a usable checkpoint ({reason})"
-        raise InputError(f"{path} is {told}; {remedy}") from None
+        raise InputError(f"{path} is {'missing' if isinstance(error, FileNotFoundError) else f'not a usable checkpoint ({reason})'}; {remedy}") from None
 
 
 def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto") -> "Recommender":
@@ -696,7 +698,7 @@ class Recommender:
         self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.features.residual, *self.features.similarities = [*map(unpack_matrix, saved["similar"], (by_user, by_item))] or [None]
         self.model = WideDeep(self.features, self.config).to(device).eval()
-        self.taste = Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
+        self.grade, self.taste = saved["lists"]["grade"], Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
@@ -728,20 +730,19 @@ class Recommender:
         logit = self.score_rows(self.features.at_moment(*self.encode(users, items), self.moment))  # ValueError where they are not equally long
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
-    def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, diversify: float = 0.0, history: list[str] | None = None) -> pd.DataFrame:
-        """The n best items (fewer where the catalogue ends) for a raw user id, seen or not, or for `history`, raw ids of liked items: rank, item, title,
-        score and its parts. Those of the history only with `keep_seen`. Each chosen item lowers others of its category by `diversify`."""
-        code, known = self.encode([user], history or [])
-        liked, seen = (self.likes[code].indices, self.seen[code].indices) if history is None else (np.unique(np.append(0, known)), known)
-        row = csr_matrix((np.ones(len(liked), np.float32), liked, [0, len(liked)]), (1, len(self.items)))
+    def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, history: Sequence[str] | dict[str, float] | None = None) -> pd.DataFrame:
+        """The n best items (fewer where the catalogue ends) for a raw user id, seen or not, or for `history`, raw ids of liked items or ratings by raw id:
+        rank, item, title, score and its parts. Those of the history only with `keep_seen`."""
+        row, seen = (of_users[self.encode([user], [])[0]] for of_users in (self.likes, self.seen))
+        if history is not None:
+            ratings = history if isinstance(history, dict) else dict.fromkeys(history, math.inf)
+            rows = pd.DataFrame({"user_id": 0, "item_id": self.encode([], ratings)[1], "rating": ratings.values()}).query("item_id > 0")
+            rows["label"] = rows["rating"] >= self.dataset["positive_threshold"]
+            row = seen = histories(rows, self.grade, (1, len(self.items)), self.dataset)
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
-        score, category, ids = wide + deep, self.items["category"].to_numpy(), []
-        score[[] if keep_seen else seen] = -math.inf
-        while diversify and len(ids) < n and score.max() > -math.inf:
-            ids.append(int(score.argmax()))
-            score[category == category[ids[-1]]] -= diversify
-            score[ids[-1]] = -math.inf
-        ids = ids if diversify else torch.from_numpy(score).topk(min(n, np.count_nonzero(score > -math.inf))).indices.tolist()
+        score = wide + deep
+        score[[] if keep_seen else seen.indices] = -math.inf
+        ids = torch.from_numpy(score).topk(min(n, np.count_nonzero(score > -math.inf))).indices.tolist()
         names = {name: self.items[name].iloc[ids].to_numpy() for name in ("item", "title")}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **names, "score": (wide + deep)[ids], "wide": wide[ids], "deep": deep[ids]})
 
@@ -750,7 +751,7 @@ class Recommender:
         """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
         what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = self.encode([user], [item])
-        found = [("list", self.items["title"][i] if i else "anybody", self.pairs[i, item_id[0]]) for i in self.likes[user_id].indices]
+        found = [("list", self.items["title"][i] if i else "anybody", v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
         *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]

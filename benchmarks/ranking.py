@@ -5,7 +5,8 @@
 
 Per-user split, 70 % training, 10 % validation, 20 % test rows of every user, a new one for every seed. Every model, ours and each
 baseline, is tuned on the validation rows, then fitted once more on training and validation rows (--refit), then ranks the whole
-catalogue for every user with a liked test row. A baseline tries all settings of its list in GRIDS; ours chooses among six
+catalogue for every user with a liked test row. A baseline tries all settings of its list in GRIDS, each with three histories: likes
+alone, as published; every rating alike; a rating below a like as part of one. Ours chooses among the latter two, six
 penalties, four powers of popularity, and how long and how much its network counts. Nothing is chosen by hand for one data set.
 
 Our lists divide scores by a power of an item's likes; published EASE does not. EASE with such a division, tuned too, is shown beside
@@ -38,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 import model_evaluation as stage3  # noqa: E402
 from amazon_preprocessing import Dataset, load_dataset  # noqa: E402
-from wide_deep_model import interactions, load_model  # noqa: E402
+from wide_deep_model import histories, interactions, load_model  # noqa: E402
 
 SETS = {
     "MovieLens-1M": "--dataset movielens --input {data}/ml-1m --drop-rating 1 2 3 --min-core 10",
@@ -50,6 +51,7 @@ SETS = {
 }  # fmt: skip
 SPLIT = "--split per-user --test-fraction 0.2 --validation-fraction 0.1"
 K, TAIL, REPLICATES = 10, 0.8, 2000
+LIKES, RATED, GRADED = np.inf, 0.0, 1.0  # what a baseline's history is made of: a grade of `histories`
 DISCOUNTED = "EASE, discounted"
 OURS, BASELINES = ("Wide & Deep", "wide only", "deep only"), ("popularity", "recent popularity", "user-kNN", "item-kNN", "iALS", "EASE")
 SHOWN = (*OURS, *BASELINES, DISCOUNTED)
@@ -68,60 +70,61 @@ Scores = Callable[[np.ndarray], np.ndarray]  # encoded users -> [users, items + 
 
 
 # ------------------------------------------------------------------------------------------------------------ baselines
-def popularity(likes: csr_matrix, rows: pd.DataFrame) -> Scores:
-    return stage3.popularity(likes).score_catalogue
+def popularity(history: csr_matrix, rows: pd.DataFrame) -> Scores:
+    return stage3.popularity(history).score_catalogue
 
 
-def recent_popularity(likes: csr_matrix, rows: pd.DataFrame, share: float) -> Scores:
+def recent_popularity(history: csr_matrix, rows: pd.DataFrame, share: float) -> Scores:
     latest = rows.nlargest(round(len(rows) * share), "timestamp", keep="all")
-    return stage3.popularity(interactions(latest, likes.shape)).score_catalogue
+    return stage3.popularity(interactions(latest, history.shape, latest["interest"])).score_catalogue
 
 
 def neighbours(kind: str, k: int) -> CosineRecommender | BM25Recommender:
     return {"cosine": CosineRecommender, "bm25": BM25Recommender}[kind](K=k + 1)  # + 1: it finds itself
 
 
-def item_knn(likes: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
-    similarity = stage3.similarities(neighbours(kind, k), likes)
-    return lambda users: (likes[users] @ similarity).toarray()
+def item_knn(history: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
+    similarity = stage3.similarities(neighbours(kind, k), history)
+    return lambda users: (history[users] @ similarity).toarray()
 
 
-def user_knn(likes: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
-    similarity = stage3.similarities(neighbours(kind, k), likes.T.tocsr()).T.tocsr()
-    return lambda users: (similarity[users] @ likes).toarray()
+def user_knn(history: csr_matrix, rows: pd.DataFrame, kind: str, k: int) -> Scores:
+    similarity = stage3.similarities(neighbours(kind, k), history.T.tocsr()).T.tocsr()
+    return lambda users: (similarity[users] @ history).toarray()
 
 
-def ease(likes: csr_matrix, rows: pd.DataFrame, penalty: float, power: float = 0.0) -> Scores:
-    """Steck 2019, equation 8; scores divided by a power of the likes of an item."""
-    inverse = np.linalg.inv((likes.T @ likes).toarray().astype(np.float64) + penalty * np.eye(likes.shape[1]))
+def ease(history: csr_matrix, rows: pd.DataFrame, penalty: float, power: float = 0.0) -> Scores:
+    """Steck 2019, equation 8; scores divided by a power of the sum of an item's interests."""
+    gram = (history.T @ history).toarray().astype(np.float64) + penalty * np.eye(history.shape[1])
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(gram))).numpy()
     weights = (-inverse / np.diag(inverse)).astype(np.float32)
     np.fill_diagonal(weights, 0)
-    weights /= np.maximum(likes.getnnz(axis=0), 1) ** power
-    return lambda users: likes[users] @ weights
+    weights /= np.maximum(np.asarray(history.sum(axis=0)).ravel(), 1) ** power
+    return lambda users: history[users] @ weights
 
 
-def ials(likes: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float, factors: int = IALS_SIZE[0], sweeps: int = IALS_SIZE[1]) -> Scores:
+def ials(history: csr_matrix, rows: pd.DataFrame, alpha: float, penalty: float, factors: int = IALS_SIZE[0], sweeps: int = IALS_SIZE[1]) -> Scores:
     """Rendle et al. 2022, "Revisiting the performance of iALS"."""
     rng = np.random.default_rng(0)
-    user, item = (rng.normal(0, 0.1 / factors**0.5, (n, factors)).astype(np.float32) for n in likes.shape)
-    transposed = likes.T.tocsr()
+    user, item = (rng.normal(0, 0.1 / factors**0.5, (n, factors)).astype(np.float32) for n in history.shape)
+    transposed = history.T.tocsr()
     for _ in range(sweeps):
-        user = ials_step(likes, item, alpha, penalty)
+        user = ials_step(history, item, alpha, penalty)
         item = ials_step(transposed, user, alpha, penalty)
     return lambda users: user[users] @ item.T
 
 
-def ials_step(likes: csr_matrix, other: np.ndarray, alpha: float, penalty: float) -> np.ndarray:
-    """Vectors of the rows given those of the columns: least squares with weight 1 on 1 - score of likes, alpha on the score of every
-    pair, and an L2 penalty that grows with the number of likes (their nu = 1)."""
-    width, found = other.shape[1], np.zeros((likes.shape[0], other.shape[1]), np.float32)
+def ials_step(history: csr_matrix, other: np.ndarray, alpha: float, penalty: float) -> np.ndarray:
+    """Vectors of the rows given those of the columns: least squares with the interest as weight on 1 - score of what was rated,
+    alpha on the score of every pair, and an L2 penalty that grows with the number of rated (their nu = 1)."""
+    width, found = other.shape[1], np.zeros((history.shape[0], other.shape[1]), np.float32)
     gram = alpha * other.T @ other
     for begin in range(0, len(found), 256):
-        block = likes[begin : begin + 256]
+        block = history[begin : begin + 256]
         left, right = np.empty((block.shape[0], width, width), np.float32), (block @ other)[..., None]
         for n, (first, last) in enumerate(itertools.pairwise(block.indptr)):
-            liked = other[block.indices[first:last]]
-            np.matmul(liked.T, liked, out=left[n])
+            rated = other[block.indices[first:last]]
+            np.matmul(rated.T * block.data[first:last], rated, out=left[n])
         left += gram
         left[:, range(width), range(width)] += penalty * (np.diff(block.indptr)[:, None] + alpha * len(other))
         found[begin : begin + 256] = torch.cholesky_solve(torch.from_numpy(right), torch.linalg.cholesky(torch.from_numpy(left)))[..., 0]
@@ -132,13 +135,17 @@ MAKERS = dict(zip((*BASELINES, DISCOUNTED), (popularity, recent_popularity, user
 
 
 # -------------------------------------------------------------------------------------------------------------- one run
-def prepare(ds: Dataset, known: list[str], asked: str) -> tuple[csr_matrix, pd.DataFrame, stage3.Catalogue]:
-    """Likes of the known splits, as a matrix and as rows, and the task: the likes of the asked split among items not in the known ones."""
-    shape, rows = (len(ds.users), len(ds.items)), ds.reviews[["user_id", "item_id", "timestamp", "label", "split"]]
-    of_known, liked = rows["split"].isin(known), rows["label"] == 1
-    relevant = interactions(rows[liked & (rows["split"] == asked)], shape)
-    task = stage3.Catalogue(relevant, interactions(rows[of_known], shape), 0, np.random.default_rng(0))
-    return interactions(rows[liked & of_known], shape), rows[liked & of_known], task
+def prepare(ds: Dataset, known: list[str], asked: str) -> tuple[dict[float, tuple[csr_matrix, pd.DataFrame]], stage3.Catalogue]:
+    """By grade the known splits as histories and as rows, and the task: the likes of the asked split among items not in the known ones."""
+    shape, rows = (len(ds.users), len(ds.items)), ds.reviews[["user_id", "item_id", "rating", "timestamp", "label", "split"]]
+    of_known, relevant = rows[rows["split"].isin(known)], rows[(rows["label"] == 1) & (rows["split"] == asked)]
+    task = stage3.Catalogue(interactions(relevant, shape), interactions(of_known, shape), 0, np.random.default_rng(0))
+    found = {}
+    for grade in (LIKES, RATED, GRADED) if (of_known["label"] == 0).any() else (LIKES,):  # else they are the same
+        history = histories(of_known, grade, shape, ds.index, constant=0.0)
+        interest = history[of_known["user_id"], of_known["item_id"]].A1
+        found[grade] = history, of_known.assign(interest=interest)[interest > 0]
+    return found, task
 
 
 def ndcg(task: stage3.Catalogue, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -162,17 +169,17 @@ def run(name: str, seed: int, data: Path) -> dict:
         ds = load_dataset(Path(folder) / "processed_data")
         paths = (path, *(path.with_suffix(f".{part}.pt") for part in ("wide", "deep")))
         scorers = {model: load_model(path, "cpu").score_catalogue for model, path in zip(OURS, paths)}
-    validation, test = prepare(ds, ["train"], "validation"), prepare(ds, ["train", "validation"], "test")
+    (histories, asked), (final, task) = prepare(ds, ["train"], "validation"), prepare(ds, ["train", "validation"], "test")
     settings = {}
     for model in (*BASELINES, DISCOUNTED):
         if model == "recent popularity" and ds.reviews["timestamp"].isna().any():
             continue
-        grid = GRIDS[model]
         trial = IALS_TRIAL if model == "iALS" else ()
-        quality = [ndcg(validation[2], MAKERS[model](*validation[:2], *setting, *trial))[0].mean() for setting in grid] if len(grid) > 1 else [0]
-        settings[model] = grid[int(np.argmax(quality))]
-        scorers[model] = MAKERS[model](*test[:2], *settings[model])
-    likes, task, found = test[0], test[2], {}
+        tried = [*itertools.product(histories, GRIDS[model])]
+        quality = [ndcg(asked, MAKERS[model](*histories[grade], *setting, *trial))[0].mean() for grade, setting in tried]
+        settings[model] = grade, setting = tried[int(np.argmax(quality))]
+        scorers[model] = MAKERS[model](*final[grade], *setting)
+    likes, found = final[LIKES][0], {}
     count = np.bincount(likes.indices, minlength=likes.shape[1])[1:]
     tail = np.append(False, np.argsort(np.argsort(-count, kind="stable")) >= (1 - TAIL) * len(count))
     for model, scores in scorers.items():

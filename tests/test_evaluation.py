@@ -31,7 +31,7 @@ def planted(n_users=300, n_items=120, n_rows=6000, seed=0):
     tables = [pd.DataFrame({who: [f"{who}{i}" for i in range(n + 1)], "train_count": np.bincount(code[split == "train"], minlength=n + 1)})
               for who, n, code in (("user", n_users, user), ("item", n_items, item))]
     index = {"name": "planted", "users": n_users, "items": n_items, "rows": {s: int((split == s).sum()) for s in SPLITS},
-             "fingerprint": "f", "positive_rate": float(reviews["label"].mean()), "split": "random", "features": "honest",
+             "fingerprint": "f", "positive_rate": float(reviews["label"].mean()), "positive_threshold": 4.0, "split": "random", "features": "honest",
              "rating_range": [float(reviews["rating"].min()), float(reviews["rating"].max())]}
     return Dataset(None, index, reviews, *tables, {}), (user_factor, item_factor, item_bias)
 
@@ -210,12 +210,35 @@ def test_item_knn_and_als_find_the_checkerboard():
     missing = pd.DataFrame({"user_id": np.arange(1, 25), "item_id": [u % 12 or 12 for u in range(1, 25)]})
     wrong = missing.assign(item_id=missing["item_id"] % 12 + 1)
     with me.threadpool_limits(1, "blas"):
-        for scorer in (me.item_knn(likes, ("cosine", 5)), me.item_knn(likes, ("bm25", 5)), me.als(likes, (1, 0.1), 7, 10)):
+        for scorer in (me.item_knn(likes, ("cosine", 5)), me.item_knn(likes, ("bm25", 5)), me.als(likes, (1, 0.1), "likes", seed=7)):
             assert (scorer.score_rows(missing) > 2 * scorer.score_rows(wrong)).all()
             scores = scorer.score_catalogue(np.arange(26))
             assert scores.shape == (26, 14)
             np.testing.assert_allclose(scores[missing["user_id"], missing["item_id"]], scorer.score_rows(missing), rtol=1e-4)
             assert (scores[25] == 0).all() and (scores[:, 13] == 0).all()  # cold user, cold item
+
+
+def test_item_knn_and_als_choose_what_a_history_is_made_of(data):
+    """By hand: each history's best point on validation users, and the best of these; with likes only where all are likes."""
+    ds, truth = data
+    rows, shape = ds.reviews[ds.reviews["split"] == "train"], (len(ds.users), len(ds.items))
+    interest = {"likes": rows["label"], "graded": np.where(rows["label"] == 1, 1, np.maximum((rows["rating"] - 1) / 3, 0.01)), "rated": 1.0}
+    asked = ds.reviews[(ds.reviews["split"] == "validation") & (ds.reviews["label"] == 1)]
+    rng = np.random.default_rng(0)
+    task, found = me.Catalogue(me.interactions(asked, shape), me.interactions(rows, shape), me.CHOICE_USERS, rng), {}
+    for name, values in interest.items():
+        history = me.interactions(rows, shape, values)
+        history.eliminate_zeros()
+        for knobs in me.KNN_GRID:
+            scorer = me.item_knn(history, knobs, name)
+            found[name, knobs] = me.list_metrics(task.rank(scorer.score_catalogue, 10)[1], task.n_relevant)["ndcg"].mean(), scorer
+    _, best = max(found.values(), key=lambda one: one[0])
+    chosen = me.fit_baselines(["item_knn"], ds, KnownModel(truth), "liked", np.random.default_rng(0))["item_knn"]
+    users = np.arange(1, 40)
+    assert len({q for q, _ in found.values()}) > 6 and chosen.knobs == best.knobs
+    np.testing.assert_allclose(chosen.score_catalogue(users)[:, 1:], best.score_catalogue(users)[:, 1:], rtol=1e-5, atol=1e-6)
+    rated = me.fit_baselines(["item_knn", "als"], ds, KnownModel(truth), "rated", np.random.default_rng(0))
+    assert [scorer.knobs["history"] for scorer in rated.values()] == ["rated", "rated"]
 
 
 def test_item_knn_is_the_sum_of_similarities():

@@ -18,25 +18,29 @@ from tests.test_training import load, preprocess, random_log, run
 RNG = np.random.default_rng(3)
 
 
-def histories(users: int, items: int, share: float = 0.2, seed: int = 0) -> csr_matrix:
-    dense = np.random.default_rng(seed).random((users, items + 1)) < share
-    dense[: users // 9, 1:] = False  # some have no likes
-    dense[:, 0] = True
+def histories(users: int, items: int, share: float = 0.2, seed: int = 0, interests: tuple = (1.0, 0.25, 0.5)) -> csr_matrix:
+    rng = np.random.default_rng(seed)
+    dense = (rng.random((users, items + 1)) < share) * rng.choice(interests, (users, items + 1))
+    dense[: users // 9, 1:] = 0  # some rated nothing
+    dense[:, 0] = 1
     return csr_matrix(dense.astype(np.float32))
+
+
+def liked(*of, **more) -> csr_matrix:
+    return histories(*of, **more, interests=(1.0,))
 
 
 def scores(history: csr_matrix, pairs: stage2.Pairs, taste: stage2.Taste | None = None) -> np.ndarray:
     return np.add(*stage2.list_parts(history, pairs, taste))
 
 
-def one_by_one(history: csr_matrix, penalty: float, constant: bool) -> np.ndarray:
+def one_by_one(history: csr_matrix, penalty: float, per_like: float) -> np.ndarray:
     """Each item's weighted ridge regression on the others, by a solver of least squares with the penalty as further rows."""
     x = history.toarray().astype(float)
-    likes = x[:, 1:].sum(axis=1)
-    weight = np.where(likes > 0, np.maximum(likes, 1) ** stage2.USER_POWER, 0)
-    weight *= (likes > 0).sum() / weight.sum()
-    x[:, 0] = constant
-    held_back = stage2.DENOISE * (weight @ x) + penalty
+    rated = (x[:, 1:] > 0).sum(axis=1)
+    weight = np.where(rated > 0, np.maximum(rated, 1) ** stage2.USER_POWER, 0)
+    weight *= (rated > 0).sum() / weight.sum()
+    held_back = per_like * (weight @ x**2) + penalty
     pairs = -np.eye(x.shape[1])
     for item in range(x.shape[1]):
         others = np.delete(np.arange(x.shape[1]), item)
@@ -45,37 +49,29 @@ def one_by_one(history: csr_matrix, penalty: float, constant: bool) -> np.ndarra
     return pairs
 
 
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("per_like", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("penalty", [1.0, 100.0])
-def test_pairs_are_the_ridge_regression_of_each_item_on_the_others(penalty, constant):
+def test_pairs_are_the_ridge_regression_of_each_item_on_the_others(penalty, per_like):
     history = histories(80, 14)
-    found, expected = stage2.fit_pairs(history, penalty, constant), one_by_one(history, penalty, constant)
-    start = 0 if constant else 1  # without it, row 0 only breaks ties
-    np.testing.assert_allclose(found[start:, 1:], expected[start:, 1:], atol=1e-5)
-    assert found.dtype == np.float32 and np.abs(found[start:, 1:] + np.eye(15)[start:, 1:]).max() > 0.001
-
-
-def test_without_a_constant_the_empty_history_is_ordered_by_likes():
-    history = histories(80, 14)
-    row = stage2.fit_pairs(history, 10.0, False)[0, 1:]
-    weight = np.maximum(history[:, 1:].toarray().sum(axis=1), 1) ** stage2.USER_POWER
-    assert (np.argsort(row) == np.argsort(weight @ history[:, 1:].toarray())).all() and 0 < row.max() < 1e-3
+    found = stage2.fit_pairs(history, penalty, per_like)
+    np.testing.assert_allclose(found[:, 1:], one_by_one(history, penalty, per_like)[:, 1:], atol=1e-5)
+    assert found.dtype == np.float32 and np.abs(found[:, 1:] + np.eye(15)[:, 1:]).max() > 0.001
 
 
 def test_over_a_large_catalogue_nothing_is_tried(shop, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
     model = stage2.load_model(run(tmp_path, shop[0] / "processed_data", "--epochs", "1"), "cpu")
-    assert "power (300.0, True, 0.0)" in capsys.readouterr().out
-    np.testing.assert_allclose(model.pairs.toarray(), stage2.fit_pairs(model.likes, 300.0, True).toarray(), atol=1e-6)
+    assert "power (1.0, 300.0, 0.3, 0.0)" in capsys.readouterr().out
+    np.testing.assert_allclose(model.pairs.toarray(), stage2.fit_pairs(model.likes, 300.0, 0.3).toarray(), atol=1e-6)
 
 
 @pytest.mark.parametrize("neighbours", [4, 100])
 def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, neighbours):
     history = histories(200, 20)
-    whole = stage2.fit_pairs(history, 10.0, True)
+    whole = stage2.fit_pairs(history, 10.0, 0.3)
     monkeypatch.setattr(stage2, "RIDGE_ITEMS", 5)
     monkeypatch.setattr(stage2, "NEIGHBOURS", neighbours)
-    found = stage2.fit_pairs(history, 10.0, True)
+    found = stage2.fit_pairs(history, 10.0, 0.3)
     assert isinstance(found, csr_matrix) and found.dtype == np.float32
     if neighbours >= 20:
         np.testing.assert_allclose(found.toarray()[:, 1:], whole[:, 1:], atol=1e-5)
@@ -86,7 +82,7 @@ def test_a_large_catalogue_is_regressed_on_the_most_similar_items(monkeypatch, n
 @pytest.mark.parametrize("network", [False, True])
 def test_list_quality_is_the_catalogue_ndcg_of_stage_3(network):
     """Which is tested against an independent library. What lies in the history cannot be found, and counts as missed."""
-    history, held = histories(60, 30, 0.1), histories(60, 30, 0.1, seed=1)
+    history, held = histories(60, 30, 0.1), liked(60, 30, 0.1, seed=1)
     pairs, taste = RNG.standard_normal((31, 31)).astype(np.float32), small_taste(31) if network else None
     relevant, seen = held.toarray() > 0, history.toarray() > 0
     relevant[:, 0] = False
@@ -101,12 +97,11 @@ def test_list_quality_is_the_catalogue_ndcg_of_stage_3(network):
     assert stage2.list_quality(history, pairs, histories(60, 30, 0.0), taste, scales, powers).tolist() == [0.0] * len(expected)
 
 
-@pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("ridge_items", [8000, 1])
-def test_a_power_of_its_likes_divides_an_items_pairs(monkeypatch, ridge_items, constant):
+def test_a_power_of_its_likes_divides_an_items_pairs(monkeypatch, ridge_items):
     monkeypatch.setattr(stage2, "RIDGE_ITEMS", ridge_items)
     history = histories(80, 14)
-    whole, divided = (scores(history, stage2.fit_pairs(history, 10.0, constant, power)) for power in (0.0, 0.3))
+    whole, divided = (scores(history, stage2.fit_pairs(history, 10.0, 0.3, power)) for power in (0.0, 0.3))
     likes = history.toarray().sum(axis=0)
     likes /= likes.mean()  # so that scores stay as large as they are
     np.testing.assert_allclose(divided[:, 1:], whole[:, 1:] / likes[1:] ** 0.3, rtol=1e-5, atol=1e-6)
@@ -118,35 +113,59 @@ def shop(tmp_path_factory):
     return folder, preprocess(folder, random_log(1500, seed=5))
 
 
-def test_histories_are_the_training_likes_and_with_refit_those_of_validation(shop, tmp_path):
+def interest(row: pd.Series, grade: float) -> float:
+    """By hand, of ratings 1 to 5 that are likes from 4 on."""
+    return 1.0 if row["rating"] >= 4 else {1: 0.01, 2: 1 / 3, 3: 2 / 3}[row["rating"]] ** grade
+
+
+def by_grade(ds: stage1.Dataset, splits: list[str], grade: float) -> csr_matrix:
+    dense = np.zeros((len(ds.users), len(ds.items)), np.float32)
+    dense[:, 0] = 1
+    for _, row in ds.reviews[ds.reviews["split"].isin(splits)].iterrows():
+        dense[row["user_id"], row["item_id"]] = interest(row, grade)
+    return csr_matrix(dense)
+
+
+KNOBS = [(grade, *penalty, power) for grade in stage2.GRADES for penalty in stage2.PENALTIES for power in stage2.POWERS]
+
+
+def test_histories_are_the_training_ratings_and_with_refit_those_of_validation(shop, tmp_path):
     (folder, ds), chosen = shop, []
     for name, flags, splits in (("a", [], ["train"]), ("b", ["--refit"], ["train", "validation"])):
         model = stage2.load_model(run(tmp_path / name, folder / "processed_data", "--epochs", "1", *flags), "cpu")
-        rows = ds.reviews[ds.reviews["split"].isin(splits) & (ds.reviews["label"] == 1)]
-        expected = {*zip(rows["user_id"], rows["item_id"]), *((user, 0) for user in range(len(ds.users)))}
-        assert {*zip(*(part.tolist() for part in model.likes.nonzero()))} == expected and (model.likes.data == 1).all()
-        knobs = [(*penalty, power) for penalty in stage2.PENALTIES for power in stage2.POWERS]  # the pairs are those of these histories, of some knobs
-        same = [np.allclose(model.pairs, stage2.fit_pairs(model.likes, *one), atol=1e-6) for one in knobs]
+        same = []  # histories of some grade, and the pairs are those of these histories, of some knobs
+        for grade, *knobs in KNOBS:
+            history = by_grade(ds, splits, grade)
+            same.append(abs(history - model.likes).max() < 1e-6 and np.allclose(model.pairs, stage2.fit_pairs(history, *knobs), atol=1e-6))
         assert sum(same) == 1
         chosen.append(same.index(True))
     assert chosen[0] == chosen[1]  # chosen on training and validation rows before both are joined
 
 
-def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_nothing(shop, tmp_path, capsys):
+@pytest.mark.parametrize("lowest, like, rating, expected", [
+    (1, 4, [5, 4, 3, 2, 1, 0], [1, 1, 2 / 3, 1 / 3, 0.01, 0.01]),  # 0: a row of a later split
+    (-10, 0, [3, 0, -5, -10], [1, 1, 0.5, 0.01]), (1, 1, [1, 1], [1, 1]), (3, 1, [3, 2], [1, 1])])
+def test_an_interest_is_the_way_from_the_lowest_rating_to_a_like(lowest, like, rating, expected):
+    rows = pd.DataFrame({"user_id": 2, "item_id": range(1, len(rating) + 1), "rating": rating, "label": [int(r >= like) for r in rating]})
+    index, shape = {"rating_range": [lowest, 5], "positive_threshold": like}, (3, len(rating) + 1)
+    for grade, interest in ((1.0, expected), (2.0, np.square(expected)), (0.0, np.ones(len(rating))), (np.inf, rows["label"])):
+        found = stage2.histories(rows, grade, shape, index)
+        assert found.dtype == np.float32 and (found.indptr[-1] == 3 + len(rating) or grade == np.inf)  # all that is rated is there
+        np.testing.assert_allclose(found.toarray(), [[1, *[0] * len(rating)]] * 2 + [[1, *interest]], rtol=1e-6)
+
+
+def test_the_knobs_are_the_best_ones_on_validation_users_and_test_rows_change_nothing(shop, tmp_path, capsys):
     folder, ds = shop
     path = run(tmp_path / "a", folder / "processed_data", "--epochs", "1")
     told = capsys.readouterr().out
-    train, held = (np.zeros((len(ds.users), len(ds.items)), np.float32) for _ in range(2))
-    for split, matrix in (("train", train), ("validation", held)):
-        rows = ds.reviews[(ds.reviews["split"] == split) & (ds.reviews["label"] == 1)]
-        matrix[:, 0], matrix[rows["user_id"], rows["item_id"]] = 1, 1
-    train, held = csr_matrix(train), csr_matrix(held)
-    knobs = [(*penalty, power) for penalty in stage2.PENALTIES for power in stage2.POWERS]
-    quality = {one: stage2.list_quality(train, stage2.fit_pairs(train, *one), held).item() for one in knobs}
+    asked = ds.reviews["split"].eq("validation") & ds.reviews["label"].eq(1)
+    held = by_grade(stage1.Dataset(ds.folder, ds.index, ds.reviews[asked], ds.users, ds.items, ds.vocabularies), ["validation"], 0.0)
+    train = {grade: by_grade(ds, ["train"], grade) for grade in stage2.GRADES}
+    quality = {(grade, *one): stage2.list_quality(train[grade], stage2.fit_pairs(train[grade], *one), held).item() for grade, *one in KNOBS}
     best = max(quality, key=quality.get)
-    assert len(set(quality.values())) > 12 and f"power {best}" in told and f"validation NDCG@10 {quality[best]:.4f}" in told
+    assert len(set(quality.values())) > 24 and f"power {best}" in told and f"validation NDCG@10 {quality[best]:.4f}" in told
     test = ds.reviews["split"] == "test"
-    turned = ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"]))
+    turned = ds.reviews.assign(label=ds.reviews["label"].where(~test, 1 - ds.reviews["label"]), rating=ds.reviews["rating"].where(~test, 3))
     shuffled = stage1.Dataset(ds.folder, ds.index, turned, ds.users, ds.items, ds.vocabularies)
     args = stage2.parse_args(["--checkpoint", str(tmp_path / "x.pt")])
     again = stage2.Run(args, shuffled).fit_lists("wide", False)
@@ -156,14 +175,19 @@ def test_the_penalty_is_the_best_one_on_validation_users_and_test_rows_change_no
 
 
 def test_a_history_at_call_time_is_worth_as_much_as_a_users_own(shop, tmp_path):
-    folder, _ = shop
+    folder, ds = shop
     model = stage2.load_model(run(tmp_path, folder / "processed_data", "--epochs", "1"), "cpu")
-    user = int(np.diff(model.likes.indptr).argmax())
-    own = model.recommend(model.users["user"][user], n=1000, keep_seen=True)
-    given = model.recommend(history=model.items["item"].to_numpy()[model.likes[user].indices[1:]].tolist(), n=1000, keep_seen=True)
+    user, items = int(np.diff(model.likes.indptr).argmax()), model.items["item"].to_numpy()
+    rows = ds.reviews[(ds.reviews["user_id"] == user) & (ds.reviews["split"] == "train")]
+    ratings = dict(zip(items[rows["item_id"]], rows["rating"]))
+    assert model.grade > 0 and min(ratings.values()) < 4 < max(ratings.values())
+    own, given = model.recommend(model.users["user"][user], n=1000, keep_seen=True), model.recommend(history=ratings, n=1000, keep_seen=True)
     pd.testing.assert_frame_equal(own, given)
-    liked = model.items["item"].to_numpy()[model.likes[user].indices[1:]].tolist()
-    assert not {*liked} & {*model.recommend(history=liked, n=1000)["item"]}
+    assert not {*ratings} & {*model.recommend(history=ratings, n=1000)["item"]}
+    assert given.equals(model.recommend(history=ratings | {"unheard of": 5.0}, n=1000, keep_seen=True))
+    liked = [*ratings]  # without ratings all are likes
+    assert model.recommend(history=liked).equals(model.recommend(history=dict.fromkeys(liked, 5))) and not model.recommend(history=liked).equals(
+        model.recommend(history=ratings))
     assert model.recommend(history=[], n=5).equals(model.recommend("nobody", n=5)) and model.recommend(history=["unheard of"], n=5).equals(model.recommend(n=5))
 
 
@@ -187,7 +211,7 @@ def test_lists_find_what_goes_together():
     rng = np.random.default_rng(0)
     dense = np.repeat(rng.random((400, 10)) < 0.15, 2, axis=1) & (rng.random((400, 20)) < 0.9)
     dense |= (np.arange(20) == 0) & (rng.random((400, 20)) < 0.6)
-    pairs = stage2.fit_pairs(csr_matrix(np.c_[np.ones(400), dense].astype(np.float32)), 10.0, True)
+    pairs = stage2.fit_pairs(csr_matrix(np.c_[np.ones(400), dense].astype(np.float32)), 10.0, 0.3)
     for item in range(3, 21):
         row = csr_matrix(([1.0, 1.0], [0, item], [0, 2]), (1, 21), dtype=np.float32)
         score = scores(row, pairs)[0]
@@ -216,9 +240,8 @@ def test_a_log_without_likes_is_listed_too(monkeypatch, large):
     if large:
         monkeypatch.setattr(stage2, "RIDGE_ITEMS", 1)
     nobody = histories(20, 6, share=0.0)
-    for constant in (False, True):
-        found = scores(nobody, stage2.fit_pairs(nobody, 10.0, constant))
-        assert np.isfinite(found[:, 1:]).all() and (found[:, 0] == -np.inf).all()
+    found = scores(nobody, stage2.fit_pairs(nobody, 10.0, 0.3))
+    assert np.isfinite(found[:, 1:]).all() and (found[:, 0] == -np.inf).all()
 
 
 # --------------------------------------------------------------------------------------------------- the network beside the pairs
@@ -234,14 +257,14 @@ def by_hand(taste: stage2.Taste, history: np.ndarray) -> np.ndarray:
     weights = {name: value.detach().numpy().astype(float) for name, value in taste.state_dict().items()}
     rows = []
     for row in history:
-        pooled = np.tanh(weights["liked.weight"][row > 0].sum(axis=0) / np.sqrt((row > 0).sum()))
+        pooled = np.tanh(row @ weights["liked.weight"] / np.sqrt((row > 0).sum()))
         vector = np.tanh(weights["hidden.weight"] @ pooled + weights["hidden.bias"])
         rows.append(weights["item.weight"][:, :-1] @ vector + weights["item.weight"][:, -1])
     return np.array(rows)
 
 
 def test_the_network_scores_pooled_histories():
-    """scale x likes x probability: the scores of a history add up to the scale times its likes, the constant one of them."""
+    """scale x interests x probability: the scores of a history add up to the scale times its interests, the constant one of them."""
     history, taste = histories(30, 12), small_taste(13)
     logits = by_hand(taste, history.toarray())
     with torch.no_grad():
@@ -293,7 +316,7 @@ def test_a_sample_of_the_items_stands_for_all_not_liked():
         stands_for = np.where(liked > 0, 1, 3 * np.isin(np.arange(1, 7), sample))
         log_chance = logits - np.log((stands_for * np.exp(logits)).sum(axis=1, keepdims=True))
         error = wide + taste.scale.item() * (liked.sum(axis=1, keepdims=True) + 1) * np.exp(log_chance) - liked
-        expected = (weight[:, None] * (stands_for * (1 - visible.toarray()[:, 1:]) * error**2 - liked * log_chance)).sum()
+        expected = (weight[:, None] * (stands_for * (visible.toarray()[:, 1:] == 0) * error**2 - liked * log_chance)).sum()
         assert stage2.list_loss(taste, history, visible, pairs, weight, np.array(sample)).item() == pytest.approx(expected, rel=1e-4)
         counted.append(stands_for)
     np.testing.assert_allclose(np.mean(counted, axis=0), 1)
@@ -327,8 +350,8 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
     monkeypatch.setattr(stage2, "list_loss", check)
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    stage2.fit_taste(history, fit(history, 10.0, True), (10.0, True, 0.3), history, (1, 1.0), taste_args())
-    assert knobs == [(10.0, True)] * stage2.FOLDS  # not divided: what the network adds to is an expected like
+    stage2.fit_taste(history, fit(history, 10.0, 0.3), (10.0, 0.3, 0.3), history, (1, 1.0), taste_args())
+    assert knobs == [(10.0, 0.3)] * stage2.FOLDS  # not divided: what the network adds to is an expected like
     assert seen == distinct and abs(1 - np.mean(shares) - stage2.HIDDEN_SHARE) < 0.1
 
 
@@ -345,18 +368,18 @@ def test_the_network_learns_what_pairs_cannot_say(monkeypatch):
         return csr_matrix(dense.astype(np.float32))
 
     history, asked = log(3000, True), log(400, False)
-    pairs = stage2.fit_pairs(history, 10.0, True)
+    pairs = stage2.fit_pairs(history, 10.0, 0.3)
     one, two = asked.toarray()[:, 1:3].T > 0
     expected = np.where(one == two, 3, 4)
-    both = stage2.fit_taste(history, pairs, (10.0, True, 0.0), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
+    both = stage2.fit_taste(history, pairs, (10.0, 0.3, 0.0), csr_matrix(history.shape, dtype=np.float32), (12, 1.0), taste_args())[0]
     of_pairs, of_both = (scores(asked, pairs, taste)[:, 3:5].argmax(axis=1) + 3 == expected for taste in (None, both))
     assert of_pairs.mean() < 0.6 and of_both.mean() > 0.8
 
 
 def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
-    history, held, told = histories(60, 12), histories(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 12])
+    history, held, told = histories(60, 12), liked(60, 12, 0.1, seed=1), iter([[0.1, 0.3, 0.2], [0.2, 0.2, 0.4], [0.4, 0.1, 0.1], *[[0.0] * 3] * 12])
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
-    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, True, 0.2), [0.25], [], stage2.list_quality
+    pairs, alone, states, quality = stage2.fit_pairs(history, 10.0, 0.3, 0.2), [0.25], [], stage2.list_quality
 
     def measured(history, pairs, held, taste=None, scales=(1.0,)):
         if held.nnz == 0:
@@ -368,7 +391,7 @@ def test_rounds_and_scale_are_those_of_the_best_validation_lists(monkeypatch):
         return np.array(next(told))
 
     def fitted(chosen=None, asked=held):
-        return stage2.fit_taste(history, pairs, (10.0, True, 0.2), asked, chosen, taste_args())
+        return stage2.fit_taste(history, pairs, (10.0, 0.3, 0.2), asked, chosen, taste_args())
 
     monkeypatch.setattr(stage2, "list_quality", measured)
     taste, chosen = fitted()

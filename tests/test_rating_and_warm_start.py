@@ -175,21 +175,6 @@ def test_rating_objective_learns_ratings_and_predicts_inside_their_range(shops, 
     assert abs(predicted[-1] - mean) < 0.5
 
 
-def test_diversify_spreads_a_list_over_categories_and_keeps_what_is_best(shops, tmp_path):
-    data, ds = shops[1]
-    model = stage2.load_model(run(tmp_path, data, "--epochs", "2"), "cpu")
-    category = dict(zip(ds.items["item"], ds.items["category"]))
-    user = ds.users["user"][5]
-    plain, spread, little = (model.recommend(user, 12, diversify=d) for d in (0.0, 50.0, 1e-9))
-    assert plain["item"].iloc[0] == spread["item"].iloc[0] and little["item"].tolist() == plain["item"].tolist()
-    everything = model.recommend(user, len(ds.items))
-    score, left, chosen = dict(zip(everything["item"], everything["score"])), [], []
-    for _ in range(12):  # brute force: the best of what remains after the fines
-        left = {item: s - 50 * sum(category[c] == category[item] for c in chosen) for item, s in score.items() if item not in chosen}
-        chosen.append(max(left, key=left.get))
-    assert spread["item"].tolist() == chosen and len(spread) == 12
-
-
 def test_rating_flags_that_contradict_each_other(tmp_path):
     with pytest.raises(InputError, match="--wide-l1 needs --wide-optimizer ftrl"):
         stage2.parse_args(["--wide-l1", "1"])
