@@ -28,7 +28,6 @@ from amazon_preprocessing import load_dataset
 
 SMALL = ("MovieLens-100K", "Digital Music", "Musical Instruments")
 SPACE = {
-    "DENOISE": (0.0, 0.1, 0.3, 0.6),
     "USER_POWER": (-0.5, -0.3, 0.0),
     "TASTE": ((300, 100), (600, 200), (1000, 300)),
     "HIDDEN_SHARE": (0.3, 0.5, 0.7),
