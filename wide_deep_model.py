@@ -45,7 +45,7 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, and more per like; tried on validation users
-GRADES = (1.0, 0.0)  # a rating below a like is an interest of (way from the lowest rating to a like) ** grade, chosen likewise; 0: what is rated, is chosen
+GRADES = (1.0, 0.0)  # a rating below a like is an interest of (way from the lowest rating to a like) ** grade, chosen likewise; of grade 0 as a like
 POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's popularity that divide its pairs, tried likewise: else lists are too popular (RP3beta, Paudel et al. 2017)
 USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
@@ -417,7 +417,7 @@ def fit_pairs(history: csr_matrix, penalty: float, per_like: float, power: float
 
 class Taste(nn.Module):
     """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
-    the logit of what is liked next. Like the sum of undivided pairs, it is an expected like: probability x likes of the history x scale."""
+    the logit of what is liked next. Like the sum of undivided pairs, it is an expected interest: probability x sum of the history x scale."""
 
     def __init__(self, popularity: np.ndarray) -> None:
         super().__init__()
@@ -458,7 +458,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
     rng, rated, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
-    others = [fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS)]  # not divided: expected likes
+    others = [fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS)]  # not divided: expected interests
     users, weight = np.flatnonzero(rated), np.maximum(rated, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
@@ -481,7 +481,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
                 optimizer.zero_grad()
             if step % 10 == 0:
                 mean.update_parameters(taste)
-        speed = f"{rated[users].sum() * passes / (time.perf_counter() - begin):,.0f} likes/s"
+        speed = f"{rated[users].sum() * passes / (time.perf_counter() - begin):,.0f} ratings/s"
         quality = list_quality(history, pairs, held, mean.module, SCALES)
         print(f"lists, round {number}: {speed}" + ("" if chosen else f", validation NDCG@10 {quality.max():.4f}"), flush=True)
         rounds.append(quality.max())  # patience looks at these alone: in some logs it takes many rounds until lists are better than without it
