@@ -388,7 +388,7 @@ def interactions(rows: pd.DataFrame, shape: tuple[int, int], values: np.ndarray 
 
 
 def histories(rows: pd.DataFrame, grade: float, shape: tuple[int, int], index: dict, constant: float = 1.0) -> csr_matrix:
-    """What ratings say of a user's interest in an item, [users + 1, items + 1] in [0, 1]: a like 1, others (way from the lowest rating to a like) ** grade,
+    """What ratings say of a user's interest in an item, [users + 1, items + 1] in [0, 1]: a like 1, others (way from lowest of training to a like) ** grade,
     0.01 ** grade at least, so that all that is rated is there (of grade inf likes alone). Item 0, the unknown, is a constant for everybody."""
     lowest, like = index["rating_range"][0], index["positive_threshold"]
     interest = np.where(rows["label"] == 1, 1.0, ((rows["rating"] - lowest) / max(like - lowest, 1e-9)).clip(0.01, 1)) ** grade
@@ -397,8 +397,8 @@ def histories(rows: pd.DataFrame, grade: float, shape: tuple[int, int], index: d
 
 def fit_pairs(history: csr_matrix, penalty: float, per_like: float, power: float = 0.0) -> Pairs:
     """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
-    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more likes an item has (EDLAE, Steck 2020), long histories
-    counting less; divided by (likes / mean likes) ** power. From an item to itself it is -1 before that: what was liked does not come next."""
+    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more an item is liked (EDLAE, Steck 2020), long histories
+    counting less; divided by (likes / mean likes) ** power, likes being a sum of interests. From an item to itself it is -1 before that."""
     rated, likes = np.diff(history.indptr) - 1, history.sum(axis=0).A1
     weight = np.maximum(rated, 1.0) ** USER_POWER * (rated > 0)
     gram = csr_matrix(history.T @ history.multiply(weight[:, None] * np.count_nonzero(rated) / (weight.sum() or 1)), dtype=np.float32)
@@ -445,7 +445,7 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
     items = np.union1d(sample, history.indices)[1:]  # without the constant
     target, others = history[:, items].toarray(), np.isin(items, sample) * ((history.shape[1] - 1) / len(sample))
     logits, likes = taste.logits(visible, items), target.sum(axis=1, keepdims=True) + 1
-    wide = (visible @ pairs)[:, items]
+    wide = visible @ pairs[:, items] if issparse(pairs) else (visible @ pairs)[:, items]  # columns of a csc_matrix: a twentieth of the whole product
     parts = likes, target, np.where(target > 0, 1, others), visible[:, items].toarray() == 0, wide.toarray() if issparse(wide) else wide, weight[:, None]
     likes, target, stands_for, hidden, wide, weights = (torch.from_numpy(part.astype(np.float32)).to(logits.device) for part in parts)
     log_chance = logits - (logits + stands_for.log()).logsumexp(1, keepdim=True)
@@ -458,7 +458,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
     torch.manual_seed(args.seed)
     rng, rated, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
-    others = [fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS)]  # not divided: expected interests
+    others = [p.tocsc() if issparse(p) else p for p in (fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS))]  # undivided
     users, weight = np.flatnonzero(rated), np.maximum(rated, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
@@ -596,14 +596,14 @@ class Run:
         print(f"{name}: {describe(final)} -> {path}")
 
     def fit_lists(self, component: str, refit: bool) -> dict:
-        """What lists are made of: histories; pairs, whose penalty validation users choose; with --objective ranking the network too (deep: alone)."""
+        """What lists are made of: histories; pairs; with --objective ranking the network too (deep: alone). Validation users choose."""
         chosen = self.fit_lists(component, False)["chosen"] if refit else None
         begin, rows, shape = time.perf_counter(), self.ds.reviews, (len(self.ds.users), len(self.ds.items))
         history_of = partial(histories, shape=shape, index=self.ds.index)
         train, held = rows[rows["split"] == "train"], history_of(rows[(rows["split"] == "validation") & (rows["label"] == 1)], 0)
         if not self.choice:
-            found = [(0, (GRADES[0], *PENALTIES[1], 0.0))]  # over a large catalogue it takes too long to try others
-            for grade, knobs in [(grade, penalty) for grade in GRADES for penalty in PENALTIES if shape[1] <= RIDGE_ITEMS]:
+            found = [(0, (GRADES[not train["label"].any()], *PENALTIES[1], 0.0))]  # over a large catalogue it takes too long to try others
+            for grade, knobs in [(grade, p) for grade in GRADES[: 1 + (train["label"] == 0).any()] for p in PENALTIES if shape[1] <= RIDGE_ITEMS]:
                 history = history_of(train, grade)
                 found += zip(list_quality(history, fit_pairs(history, *knobs), held, powers=POWERS), ((grade, *knobs, power) for power in POWERS))
             self.choice = max(found, key=lambda one: one[0])[1]
@@ -698,7 +698,7 @@ class Recommender:
         self.features = Inputs(tables, stage1.convert(saved["vocabularies"], Tensor, Tensor.numpy), self.config)
         self.features.residual, *self.features.similarities = [*map(unpack_matrix, saved["similar"], (by_user, by_item))] or [None]
         self.model = WideDeep(self.features, self.config).to(device).eval()
-        self.grade, self.taste = saved["lists"]["grade"], Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
+        self.grade, self.taste = GRADES[GRADES.index(saved["lists"]["grade"])], Taste(np.zeros(len(self.items))) if saved["lists"]["taste"] else None
         for network, weights in ((self.model, saved["state_dict"]), *([(self.taste, saved["lists"]["taste"])] if self.taste else [])):
             network.load_state_dict(weights)
             stage1.require(all(weight.isfinite().all() for weight in weights.values()), "weights are not finite")
@@ -706,7 +706,7 @@ class Recommender:
             stage1.require_codes(table, {name: self.features.size(name) for name in self.features.vocabularies["categories"][who]})
         self.seen, self.likes, self.pairs = map(unpack_matrix, (saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]), (by_user, by_user, by_item))
         self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
-        self.predict([""], [""]), self.recommend("")  # what is damaged and only shows in use shows here
+        self.predict([""], [""]), self.recommend(""), self.recommend(history={self.items["item"].iloc[-1]: 0})  # damage that only shows in use shows here
 
     @property
     def item_embeddings(self) -> np.ndarray:
@@ -735,9 +735,9 @@ class Recommender:
         rank, item, title, score and its parts. Those of the history only with `keep_seen`."""
         row, seen = (of_users[self.encode([user], [])[0]] for of_users in (self.likes, self.seen))
         if history is not None:
-            ratings = history if isinstance(history, dict) else dict.fromkeys(history, math.inf)
-            rows = pd.DataFrame({"user_id": 0, "item_id": self.encode([], ratings)[1], "rating": ratings.values()}).query("item_id > 0")
-            rows["label"] = rows["rating"] >= self.dataset["positive_threshold"]
+            ratings = dict(history) if hasattr(history, "keys") else dict.fromkeys([history] if isinstance(history, str) else history, math.inf)
+            rows = pd.DataFrame({"user_id": 0, "item_id": self.encode([], ratings)[1], "rating": pd.Series(ratings.values(), dtype=float)})
+            rows = rows.query("item_id > 0 and rating == rating").drop_duplicates("item_id").eval(f"label = rating >= {self.dataset['positive_threshold']}")
             row = seen = histories(rows, self.grade, (1, len(self.items)), self.dataset)
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
         score = wide + deep

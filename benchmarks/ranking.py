@@ -9,8 +9,8 @@ catalogue for every user with a liked test row. A baseline tries all settings of
 alone, as published; every rating alike; a rating below a like as part of one. Ours chooses among the latter two, six
 penalties, four powers of popularity, and how long and how much its network counts. Nothing is chosen by hand for one data set.
 
-Our lists divide scores by a power of an item's likes; published EASE does not. EASE with such a division, tuned too, is shown beside
-the baselines to tell how much of the difference comes from it, and is not one of them.
+Our lists divide scores by a power of an item's popularity; published EASE does not. EASE with such a division, tuned over fewer penalties,
+is shown beside the baselines to tell how much of the difference comes from it, and is not one of them.
 
 Coverage against quality: where our coverage is below EASE's, it is shown a second time with the scores divided by the highest power of
 popularity that leaves NDCG at EASE's or above. That power is read on the test rows, so it shows a trade-off and is no result of tuning.

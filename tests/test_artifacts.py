@@ -524,7 +524,8 @@ WRONG_MODELS = {
     "pairs of fewer items": change(("lists", "pairs", "values"), lambda v: v[1:, 1:]),
     "likes too large": change(("lists", "likes", "items"), lambda i: i + 10**6), "likes below 0": change(("lists", "likes", "items"), lambda i: i - 9),
     "likes without offsets": change(("lists", "likes", "offsets"), KeyError), "few likes": change(("lists", "likes", "offsets"), lambda o: o[:-2]),
-    "no likes": change(("lists", "likes"), KeyError),
+    "no likes": change(("lists", "likes"), KeyError), "an unknown grade": change(("lists", "grade"), lambda g: "x"),
+    "no threshold": change(("dataset", "positive_threshold"), lambda t: "x"),
     "states are words": change_table("users", lambda t: t.assign(user_avg_rating="x")),
 }
 

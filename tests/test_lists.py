@@ -184,7 +184,9 @@ def test_a_history_at_call_time_is_worth_as_much_as_a_users_own(shop, tmp_path):
     own, given = model.recommend(model.users["user"][user], n=1000, keep_seen=True), model.recommend(history=ratings, n=1000, keep_seen=True)
     pd.testing.assert_frame_equal(own, given)
     assert not {*ratings} & {*model.recommend(history=ratings, n=1000)["item"]}
-    assert given.equals(model.recommend(history=ratings | {"unheard of": 5.0}, n=1000, keep_seen=True))
+    for same in (ratings | {"unheard of": 5.0}, pd.Series(ratings), ratings | {items[(rows["item_id"].max()) % 80 + 1]: np.nan} | ratings):
+        assert given.equals(model.recommend(history=same, n=1000, keep_seen=True))
+    assert model.recommend(history=items[3]).equals(model.recommend(history=[items[3]])) and len(model.recommend(history=[items[3], items[3]], n=5)) == 5
     liked = [*ratings]  # without ratings all are likes
     assert model.recommend(history=liked).equals(model.recommend(history=dict.fromkeys(liked, 5))) and not model.recommend(history=liked).equals(
         model.recommend(history=ratings))
