@@ -235,8 +235,9 @@ def test_item_knn_and_als_choose_what_a_history_is_made_of(data, name):
             history.eliminate_zeros()
             for knobs in grid:
                 quality = me.list_metrics(task.rank(make(history, knobs).score_catalogue, 10)[1], task.n_relevant)["ndcg"].mean()
-                found[kind, knobs] = quality, make(history, knobs, kind)
-    _, best = max(found.values(), key=lambda one: one[0])
+                found[kind, knobs] = quality, history
+        kind, knobs = max(found, key=lambda point: found[point][0])
+        best = make(found[kind, knobs][1], knobs, kind)
     chosen = me.fit_baselines([name], ds, KnownModel(truth), "liked", np.random.default_rng(0))[name]
     assert len({q for q, _ in found.values()}) > 6 and chosen.knobs == best.knobs
     np.testing.assert_allclose(chosen.score_catalogue(users)[:, 1:], best.score_catalogue(users)[:, 1:], rtol=1e-4, atol=1e-5)
