@@ -737,7 +737,7 @@ class Recommender:
         if history is not None:
             ratings = dict(history) if hasattr(history, "keys") else dict.fromkeys([history] if isinstance(history, str) else history, math.inf)
             rows = pd.DataFrame({"user_id": 0, "item_id": self.encode([], ratings)[1], "rating": pd.Series(ratings.values(), dtype=float)})
-            rows = rows.query("item_id > 0 and rating == rating").drop_duplicates("item_id").eval(f"label = rating >= {self.dataset['positive_threshold']}")
+            rows = rows.assign(label=rows["rating"] >= self.dataset["positive_threshold"]).query("item_id > 0 and rating == rating").drop_duplicates("item_id")
             row = seen = histories(rows, self.grade, (1, len(self.items)), self.dataset)
         wide, deep = (part[0] for part in list_parts(row, self.pairs, self.taste))
         score = wide + deep

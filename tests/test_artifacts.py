@@ -525,7 +525,7 @@ WRONG_MODELS = {
     "likes too large": change(("lists", "likes", "items"), lambda i: i + 10**6), "likes below 0": change(("lists", "likes", "items"), lambda i: i - 9),
     "likes without offsets": change(("lists", "likes", "offsets"), KeyError), "few likes": change(("lists", "likes", "offsets"), lambda o: o[:-2]),
     "no likes": change(("lists", "likes"), KeyError), "an unknown grade": change(("lists", "grade"), lambda g: "x"),
-    "no threshold": change(("dataset", "positive_threshold"), lambda t: "x"),
+    "the threshold is text": change(("dataset", "positive_threshold"), lambda t: "4"),
     "states are words": change_table("users", lambda t: t.assign(user_avg_rating="x")),
 }
 
@@ -536,6 +536,15 @@ def test_checkpoints_whose_parts_do_not_fit(made, tmp_path, damage):
     WRONG_MODELS[damage](saved)
     torch.save(saved, tmp_path / "best.pt")
     no_model(tmp_path / "best.pt")
+
+
+def test_text_in_place_of_the_threshold_is_not_run(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = torch.load(made / "best.pt", weights_only=True)
+    saved["dataset"]["positive_threshold"] = "@pd.io.common.os.mkdir('run')"
+    torch.save(saved, "best.pt")
+    no_model(tmp_path / "best.pt")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", [("training",), ("run",), ("histories",), ("epoch",),
