@@ -333,7 +333,7 @@ def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.r
     final = rows[split != "test"] if model.config.get("refit") else train
     new = interactions(validation[(validation["label"].to_numpy() == 1) | (relevant == "rated")], shape)
     task, seed = Catalogue(new, interactions(train, shape), CHOICE_USERS, rng), int(rng.integers(2**31))
-    counted, history_of = {"rated": 0.0} if relevant == "rated" else HISTORIES, partial(histories, shape=shape, index=ds.index, constant=0.0)
+    counted, history_of = {"rated": 0.0} if relevant == "rated" or train.label.all() else HISTORIES, partial(histories, shape=shape, index=ds.index, constant=0)
 
     def quality(scorer: Scorer) -> float:
         if scorer.kind == "order":
