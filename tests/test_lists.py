@@ -330,7 +330,7 @@ def taste_args(**changes) -> stage2.Namespace:
 
 def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     history, known, seen, shares, knobs = histories(60, 10), {}, set(), [], []
-    fit, loss = stage2.fit_pairs, stage2.list_loss
+    fit, loss, network, popularity = stage2.fit_pairs, stage2.list_loss, stage2.Taste, []
 
     def fit_and_remember(part, *of):
         knobs.append(of)
@@ -351,9 +351,11 @@ def test_nobody_is_trained_with_pairs_that_know_their_likes(monkeypatch):
     history = csr_matrix(np.r_[history.toarray()[np.sort(first)]])
     monkeypatch.setattr(stage2, "fit_pairs", fit_and_remember)
     monkeypatch.setattr(stage2, "list_loss", check)
+    monkeypatch.setattr(stage2, "Taste", lambda items: popularity.append(items) or network(items))
     monkeypatch.setattr(stage2, "ROUND_STEPS", 4)
     stage2.fit_taste(history, fit(history, 10.0, 0.3), (10.0, 0.3, 0.3), history, (1, 1.0), taste_args())
     assert knobs == [(10.0, 0.3)] * stage2.FOLDS  # not divided: what the network adds to is an expected like
+    np.testing.assert_allclose(popularity, [history.toarray().sum(axis=0)], rtol=1e-6)
     assert seen == distinct and abs(1 - np.mean(shares) - stage2.HIDDEN_SHARE) < 0.1
 
 

@@ -72,6 +72,14 @@ def test_lists_are_widened_as_far_as_their_quality_allows(ranking):
     assert ranking.as_good_as(task, plain, popularity, 1.1) is plain and len(set(quality)) > 10
 
 
+def test_recent_popularity_counts_the_latest_interests(ranking):
+    """Half of six rows are three; the third latest moment has two, which both count."""
+    rows = pd.DataFrame({"user_id": [1, 2, 3, 1, 2, 3], "item_id": [1, 1, 1, 2, 2, 3], "timestamp": [1, 2, 3, 3, 4, 5], "interest": [1, 1, 1, 0.5, 1, 0.25]})
+    history = csr_matrix((rows["interest"], (rows["user_id"], rows["item_id"])), (4, 4))
+    found = ranking.recent_popularity(history, rows, 0.5)(np.array([2]))
+    np.testing.assert_allclose(found, [[0, 1, 1.5, 0.25]])
+
+
 def test_ials_finds_two_tastes(ranking):
     x = np.kron(np.eye(2), np.ones((20, 6))) * (np.random.default_rng(3).random((40, 12)) < 0.6)
     scores = ranking.ials(csr_matrix(x.astype(np.float32)), None, 0.1, 0.01)(np.arange(40))
