@@ -5,19 +5,20 @@
     torchrun --nproc-per-node=2 wide_deep_model.py                 # each process on its share of the rows
 
 Reads   processed_data/ as stage 1 wrote it (verified against dataset.json).
-Writes  best_wide_deep_model.pt (self-contained: model, vocabularies, tables, histories), and beside it
-        last_wide_deep_model.pt (for --resume), training_history.json, and with --ablations <name>.wide.pt, <name>.deep.pt.
+Writes  best_wide_deep_model.pt (self-contained), last_wide_deep_model.pt (for --resume), training_history.json; --ablations: <name>.wide.pt, .deep.pt
 
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
     list score(u, i) = sum of interest[u, j] pair[j, i] over what u rated (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
 """
 
+import ctypes
 import io
 import json
 import math
 import os
 import resource
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,6 @@ from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import amazon_preprocessing as stage1
@@ -45,14 +45,15 @@ ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart,
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
 SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
 PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, and more per like; tried on validation users
-GRADES = (1.0, 0.0)  # a rating below a like is an interest of (way from the lowest rating to a like) ** grade, chosen likewise; of grade 0 as a like
-POWERS = (0.0, 0.1, 0.2, 0.3)  # of an item's popularity that divide its pairs, tried likewise: else lists are too popular (RP3beta, Paudel et al. 2017)
+GRADES, POWERS = (1.0, 0.0), (0.0, 0.1, 0.2, 0.3)  # tried likewise: of ratings below a like; of popularity, that divide pairs (RP3beta, Paudel et al. 2017)
 USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
 TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
 ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
 SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
+CPU = getattr(torch.cpu, "get_capabilities", dict)()  # which instructions it has
+BRIEF_BATCH = 4096 if CPU.get("avx512_bf16") or CPU.get("amx_bf16") else math.inf  # from which bfloat16 is worth its conversions
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
 FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
@@ -85,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--patience", type=int, default=2, help="epochs without a better validation metric before stopping")
     add("--refit", action="store_true", help="train once more on training and validation rows for the chosen number of epochs")
     add("--device", type=choose_device, choices=("auto", "cpu", "cuda"), default="auto")
-    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA, float32 on CPU")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on CUDA and, for batches of 4096, on CPUs that have it")
     add("--resume", action="store_true", help="go on from last_wide_deep_model.pt beside the checkpoint")
     add("--warm-start", metavar="CHECKPOINT", help="begin with what an earlier model learned; it is only replaced by one that validates better")
     add("--accept-worse", action="store_true", help="with --warm-start: write the best epoch even if the earlier model validates better")
@@ -99,8 +100,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error("--wide-l1 needs --wide-optimizer ftrl")
     if args.checkpoint.name in (LAST, HISTORY):
         parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
-    args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" else "float32")
+    tune_cpu()
     return args
+
+
+def tune_cpu() -> None:
+    """Keep freed memory for the next step, as the system clears every page that it hands out; multiply by oneDNN where that is exact: on AMD twice MKL."""
+    for parameter, value in ((-3, 1 << 25), (-1, 1 << 30)):  # of glibc: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        getattr(ctypes.CDLL(None), "mallopt", max)(parameter, value)
+    torch.set_float32_matmul_precision("medium" if CPU.get("avx512_f") and not CPU.get("amx_bf16") else "highest")
 
 
 def choose_device(name: str) -> str:
@@ -194,7 +202,6 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
         if name == "adam":
             return [RowOptimizer(tables, common | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
         return [RowOptimizer(tables, common | {"l1": l1, "start": start}), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
-
     bias = [model.bias] if model.component == "wide" else []  # is not shrunk
     wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], bias) if model.component != "deep" else []
     return wide if bias else wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
@@ -204,25 +211,17 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
 class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
-    def __init__(self, features: Features, frame: pd.DataFrame, device: str, objective: str) -> None:
-        arrays = (*features.encode(frame), frame["rating" if objective == "rating" else "label"].to_numpy(np.float32))
-        super().__init__(*(torch.tensor(a, device=device) for a in arrays))  # a copy: pandas may hand out read-only memory
-
     def batches(self, size: int, shuffled: bool = False) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; shuffled, of a copy made block by block so that memory stays bounded."""
-        blocks = torch.randperm(len(self)).to(self.tensors[0].device).split(size * 16) if shuffled else [slice(None)]
-        return (batch for block in blocks for batch in zip(*(t[block].split(size) for t in self.tensors)))
+        blocks = torch.randperm(len(self)).to(self.tensors[0].device).split(size * 16) if shuffled else [None]
+        return (batch for b in blocks for batch in zip(*((t if b is None else t.index_select(0, b)).split(size) for t in self.tensors)))
 
 
 class Inputs(Features):
-    """The features of stage 1, and the cross history item x candidate (Cheng et al. 2016, section 2) of single rows, SIMILAR: how a user's ratings of
-    similar items deviated from what was expected (item-kNN: Koren 2010, section 2.2). Like embeddings it is fitted on all training rows, but a row's own
-    rating is left out of its history and of its user's average, and known rows get similarities of other folds of users."""
+    """The features of stage 1, and of the cross history item x candidate (Cheng et al. 2016, section 2) SIMILAR: how a user's ratings of similar items deviated
+    from what was expected (item-kNN: Koren 2010). A known row's own rating is not in its history nor its user's average, nor its user in its similarities."""
 
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
-
-    def encode(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return super().encode(rows if SIMILAR[0] in rows or not self.similarities else rows.assign(**self.similar(rows)))
 
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
@@ -259,18 +258,24 @@ def similar_items(deviation: csr_matrix) -> csr_matrix:
     return (cosine - diags(cosine.diagonal())).maximum(0)
 
 
-class StreamedRows:
-    """Training rows that do not fit into memory: blocks of the file in random order, STREAM of them shuffled together. SIMILAR is looked up once."""
+def encode_rows(features: Inputs, rows: pd.DataFrame, device: str, objective: str) -> Rows:
+    encoded = features.encode(rows.assign(**features.similar(rows)) if features.similarities else rows)
+    target = rows["rating" if objective == "rating" else "label"].to_numpy(np.float32)
+    return Rows(*(torch.tensor(a, device=device) for a in (*encoded, target)))  # a copy: pandas may hand out read-only memory
 
-    def __init__(self, blocks: list[Callable[[], pd.DataFrame]], features: Inputs, encode: Callable[[pd.DataFrame], Rows]) -> None:
-        bar = partial(tqdm, desc="similar items", unit=" blocks", disable=RANK > 0 or None, leave=False)
-        similar = [features.similar(block()) for block in bar(blocks)] if features.similarities else [{}] * len(blocks)
-        self.blocks, self.encode = [*zip(blocks, similar)], encode
+
+class StreamedRows:
+    """Rows that do not fit into memory: encoded once, a block a nameless file in `folder`; read in random order, STREAM blocks shuffled together."""
+
+    def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows], folder: Path, device: str) -> None:
+        self.files, self.device = [tempfile.TemporaryFile(dir=folder) for _ in blocks], device  # noqa: SIM115 (open until the end)
+        for file, block in tqdm(zip(self.files, blocks), desc="encoding", unit=" blocks", total=len(blocks), disable=RANK > 0 or None, leave=False):
+            np.savez(file, *(part.cpu().numpy() for part in encode(of_worker(block())).tensors))
 
     def batches(self, size: int, shuffled: bool) -> Iterator[tuple[Tensor, ...]]:
-        for chosen in torch.randperm(len(self.blocks)).split(STREAM):
-            rows = [of_worker(block().assign(**similar)) for block, similar in (self.blocks[number] for number in chosen)]
-            yield from self.encode(pd.concat(rows)).batches(size, shuffled)
+        for chosen in torch.randperm(len(self.files)).split(STREAM):
+            blocks = zip(*(np.load(self.files[n].seek(0) or self.files[n]).values() for n in chosen))
+            yield from Rows(*(torch.from_numpy(np.concatenate(part)).to(self.device) for part in blocks)).batches(size, shuffled)
 
 
 def of_worker(rows: pd.DataFrame) -> pd.DataFrame:
@@ -285,8 +290,7 @@ class Training:
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
         self.args, self.model = args, WideDeep(features, config).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
-        self.loss = F.mse_loss if args.objective == "rating" else F.binary_cross_entropy_with_logits
-        self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.average)) if args.average else None
+        self.mean = args.average and torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.average))
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers, self.forward = make_optimizers(self.model, args), self.model
         if WORKERS > 1:
@@ -320,11 +324,11 @@ class Training:
         for step, (wide, deep, numeric, target) in enumerate((batch for batch in batches if len(batch[-1]) >= least), 1):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
-            loss = self.loss(logit.float(), target)
+            loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
             loss.backward()
             for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
-                ids, values = all_gather(table.grad._indices()), all_gather(table.grad._values() / WORKERS)
-                table.grad = torch.sparse_coo_tensor(torch.cat(ids, 1), torch.cat(values), table.shape, check_invariants=False)
+                ids, values = torch.cat(all_gather(table.grad._indices()), 1), torch.cat(all_gather(table.grad._values() / WORKERS))
+                table.grad = torch.sparse_coo_tensor(ids, values, table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -364,9 +368,9 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
 def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
     """Begin with all weights of an earlier model (Cheng et al. 2016, section 3.3), of crosses those in rows; what is new begins as its unknown id or cross."""
     path, old = config["warm_start"], load_model(config["warm_start"], "cpu")
-    for name in ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm"):
-        if old.config[name] != config[name]:
-            raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
+    same = ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm")
+    for name in (name for name in same if old.config[name] != config[name]):
+        raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
     codes = stage1.field_codes(rows, features.tables, features.vocabularies)
     known = {name: pd.Series(range(old.features.size(name)), old.features.values(name)).groupby(level=0, sort=False).first() for name in codes}
     position = {name: old_code.reindex(features.values(name), fill_value=0).to_numpy(copy=True) for name, old_code in known.items()}
@@ -396,9 +400,9 @@ def histories(rows: pd.DataFrame, grade: float, shape: tuple[int, int], index: d
 
 
 def fit_pairs(history: csr_matrix, penalty: float, per_like: float, power: float = 0.0) -> Pairs:
-    """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others
-    (EASE, Steck 2019), or of over RIDGE_ITEMS items on the most similar, held back more the more an item is liked (EDLAE, Steck 2020), long histories
-    counting less; divided by (likes / mean likes) ** power, likes being a sum of interests. From an item to itself it is -1 before that."""
+    """Weights [from item, to item] of the cross history item x candidate (Cheng et al. 2016, section 2): ridge regression of every item on the others (EASE,
+    Steck 2019), or of over RIDGE_ITEMS on the most similar, held back by likes (EDLAE, Steck 2020), long histories counting less; divided by
+    (likes / mean likes) ** power, likes being a sum of interests. From an item to itself it is -1 before that."""
     rated, likes = np.diff(history.indptr) - 1, history.sum(axis=0).A1
     weight = np.maximum(rated, 1.0) ** USER_POWER * (rated > 0)
     gram = csr_matrix(history.T @ history.multiply(weight[:, None] * np.count_nonzero(rated) / (weight.sum() or 1)), dtype=np.float32)
@@ -453,16 +457,15 @@ def list_loss(taste: Taste, history: csr_matrix, visible: csr_matrix, pairs: Pai
 
 
 def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_matrix, chosen: tuple | None, args: Namespace) -> tuple[Taste, tuple]:
-    """Train the deep part of lists to find what is hidden of histories, jointly with pairs of these knobs (None: alone) that other folds of users fitted:
-    those that saw what is to be found would leave nothing to learn. Returns it and (rounds, scale): `chosen`, or what makes validation users' lists
-    best, scale 0 where they are best without it; scaled because a whole history sums more pairs than a visible part."""
+    """Train the deep part of lists to find what is hidden of histories, with pairs (knobs None: alone) that other folds of users fitted: they do not know it.
+    Returns it and (rounds, scale): `chosen`, or the best for validation users (0: none), scaled as a whole history sums more pairs than a part."""
     torch.manual_seed(args.seed)
     rng, rated, fold, items = np.random.default_rng(args.seed), np.diff(history.indptr) - 1, np.arange(history.shape[0]) % FOLDS, history.shape[1]
     others = [p.tocsc() if issparse(p) else p for p in (fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS))]  # undivided
     users, weight = np.flatnonzero(rated), np.maximum(rated, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
-    mean = AveragedModel(taste, multi_avg_fn=get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
+    mean = torch.optim.swa_utils.AveragedModel(taste, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
     rounds, best_taste, setting, best_quality = [0.0], mean.module, chosen or (0, 0.0), list_quality(history, pairs, held)[0]  # of lists without it
@@ -519,6 +522,7 @@ class Run:
     def __init__(self, args: Namespace, ds: Dataset) -> None:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
+        args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" or args.batch_size >= BRIEF_BATCH else "float32")
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
         if ds.streamed:
@@ -529,10 +533,9 @@ class Run:
         self.choice, self.fit_lists = None, cache(self.fit_lists)  # of lists: grade and knobs; what was fitted
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
-                self.histories, old, fingerprint = saved["histories"], saved["run"], saved["fingerprint"]
+                self.histories, old = saved["histories"], saved["run"]
                 stage1.require(len([*self.histories.values()][-1]) == saved["epoch"] and isinstance(old, dict), "not the state of a training")
-            if fingerprint != ds.index["fingerprint"]:
-                raise InputError(f"--resume: {self.last} was not trained on {ds.folder} as it is now; start without --resume")
+                stage1.require(saved["fingerprint"] == ds.index["fingerprint"], f"not trained on {ds.folder} as it is now")
             for name, value in self.config.items():
                 if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
                     raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
@@ -560,8 +563,9 @@ class Run:
             "dataset": {name: ds.index[name] for name in ("name", "positive_threshold", "rating_range", "split", "features")},
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
-        encode = partial(Rows, features, device=args.device, objective=args.objective)
-        train, validation = StreamedRows(ds.blocks("train"), features, encode) if ds.streamed else encode(of_worker(known)), encode(ds.rows("validation"))
+        encode = partial(encode_rows, features, device=args.device, objective=args.objective)
+        train = StreamedRows(ds.blocks("train"), encode, path.parent, args.device) if ds.streamed else encode(of_worker(known))
+        validation = encode(ds.rows("validation"))
         training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
         if name in self.histories:
             with opened(self.last, "start without --resume") as saved:
@@ -589,7 +593,9 @@ class Run:
                 checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
                 if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
                     save(path, checkpoint)
-                self.save_last(checkpoint, training)
+                told = json.dumps({"epochs": self.histories[args.component], "phases": self.histories}, indent=1) + "\n"
+                stage1.replace_files({self.last.with_name(HISTORY): lambda to, told=told: to.write_text(told)})
+                save(self.last, checkpoint | {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}})  # fitted again
         final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
@@ -616,11 +622,6 @@ class Run:
         found = {"grade": self.choice[0], "likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
         return found | {"taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
 
-    def save_last(self, checkpoint: dict, training: Training) -> None:
-        history = {"epochs": self.histories[self.args.component], "phases": self.histories}
-        stage1.replace_files({self.last.with_name(HISTORY): lambda to: to.write_text(json.dumps(history, indent=1) + "\n")})
-        save(self.last, checkpoint | {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}})  # fitted again
-
 
 def quality(record: dict) -> float:
     """What early stopping maximises: validation AUC; minus the validation loss for ratings, or where one class is missing."""
@@ -631,7 +632,7 @@ def describe(record: dict) -> str:
     return f"epoch {record['epoch']}: " + ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in record.items() if n.startswith(("train_", "validation_")))
 
 
-# ---------------------------------------------------------------------------------------------------------- checkpoint
+# ---------------------------------------------------------------------------------------------- checkpoint and serving
 def choose_features(args: Namespace, ds: Dataset) -> dict[str, list[str]]:
     """--wide and --deep as names of coded fields and of numeric columns; a field with several values stands for all its columns."""
     crosses, numeric, categories, groups = (ds.vocabularies[name] for name in ("crosses", "numeric", "categories", "groups"))
@@ -686,7 +687,6 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
         return Recommender(saved, device)
 
 
-# ------------------------------------------------------------------------------------------------------------- serving
 class Recommender:
     """A trained model that answers by raw id. `config`, `history` (its epochs), `fingerprint`, `dataset`: its origin; `users`, `items`: stage 1's tables."""
 
@@ -723,7 +723,7 @@ class Recommender:
     def score_rows(self, frame: pd.DataFrame) -> np.ndarray:
         """Logits float32 [rows] of rows with their own point-in-time features, as in processed_reviews.parquet."""
         rows = frame.drop(columns=[*self.features.vocabularies["crosses"]], errors="ignore").assign(label=0)  # a refitted model has its own crosses
-        return logits(self.model, Rows(self.features, rows, self.device, "like"))
+        return logits(self.model, encode_rows(self.features, rows, self.device, "like"))
 
     def predict(self, users: list[str], items: list[str]) -> np.ndarray:
         """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
@@ -753,7 +753,7 @@ class Recommender:
         user_id, item_id = self.encode([user], [item])
         found = [("list", self.items["title"][i] if i else "anybody", v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
-        *inputs, _ = Rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
+        *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
         if self.config["component"] != "deep":
             weights = self.model.wide(inputs[0] + self.model.wide_offsets)[0, :, 0], inputs[2][0, : self.model.wide_numeric] * self.model.linear[:, 0]

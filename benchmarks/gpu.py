@@ -38,7 +38,7 @@ def train(folder: Path, device: str, precision: str, epochs: int, limit: int) ->
     known = ds.rows("train").iloc[:limit]
     config = vars(args) | stage2.choose_features(args, ds) | {"component": "wide-deep"}
     inputs = stage2.fit_inputs(ds, known, config)
-    rows, test = (stage2.Rows(inputs, part, device, "like") for part in (known, ds.rows("test")))
+    rows, test = (stage2.encode_rows(inputs, part, device, "like") for part in (known, ds.rows("test")))
     training, seconds = stage2.Training(args, config, inputs, float(known["label"].mean())), []
     on_gpu = device == "cuda"
     for number in range(epochs):

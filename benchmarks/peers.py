@@ -91,11 +91,7 @@ class Ours:
         if not self.training:
             args = self.stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu", "--precision", self.precision])
             self.training = self.stage2.Training(args, vars(args) | {"component": "wide-deep"}, self.features, self.mean)
-            self.rows = []
-            for tensors in self.tensors:
-                rows = self.stage2.Rows.__new__(self.stage2.Rows)
-                rows.tensors = tuple(torch.from_numpy(t) for t in tensors)
-                self.rows.append(rows)
+            self.rows = [self.stage2.Rows(*map(torch.from_numpy, tensors)) for tensors in self.tensors]
         with tqdm(disable=True) as bar:
             self.training.run_epoch(self.rows[0], bar)
         return len(self.rows[0])

@@ -54,9 +54,8 @@ def make_training(rows: int, growth: int = 1) -> tuple[stage2.Training, stage2.R
         sizes |= {f"{name}_id": many + 2, f"cross_{name}": 4 * many + 8}
     wide, deep = ["user_id", "item_id", "cross_user", "cross_item"], ["user_id", "item_id", "month"]
     features = SimpleNamespace(wide=wide, categorical=deep, wide_numeric=[], numeric=["a", "b"], size=sizes.get, vocabularies={"crosses": {}})
-    tensors = stage2.Rows.__new__(stage2.Rows)
     parts = *(np.stack([codes[n] for n in names], axis=1) for names in (wide, deep)), rng.standard_normal((rows, 2), np.float32)
-    tensors.tensors = tuple(torch.from_numpy(part) for part in (*parts, (rng.random(rows) < 0.8).astype(np.float32)))
+    tensors = stage2.Rows(*map(torch.from_numpy, (*parts, (rng.random(rows) < 0.8).astype(np.float32))))
     args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
     return stage2.Training(args, vars(args) | {"component": "wide-deep"}, features, 0.8), tensors
 
@@ -70,10 +69,9 @@ def streaming(scale: float, turns: int) -> tuple[int, list[float]]:
         args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
         config = vars(args) | stage2.choose_features(args, ds)
         features = stage2.fit_inputs(ds, ds.rows("train"), config)
-        encode = partial(stage2.Rows, features, device="cpu", objective="like")
-        streamed, training = stage2.StreamedRows(ds.blocks("train"), features, encode), stage2.Training(args, config, features, 0.8)
-        in_memory = stage2.Rows.__new__(stage2.Rows)
-        in_memory.tensors = tuple(map(torch.cat, zip(*(encode(block()).tensors for block in ds.blocks("train")))))
+        encode = partial(stage2.encode_rows, features, device="cpu", objective="like")
+        streamed, training = stage2.StreamedRows(ds.blocks("train"), encode, Path(folder), "cpu"), stage2.Training(args, config, features, 0.8)
+        in_memory = stage2.Rows(*map(torch.cat, zip(*(encode(block()).tensors for block in ds.blocks("train")))))
         epoch_seconds(training, in_memory)  # warm-up
         return len(in_memory), [epoch_seconds(training, in_memory) / epoch_seconds(training, streamed) for _ in range(turns)]
 

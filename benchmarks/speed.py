@@ -134,7 +134,7 @@ def compare_training(args: argparse.Namespace, data: Path) -> dict[str, list[flo
     config = run.config | {"refit": False}
     features = stage2.fit_inputs(ds, ds.rows("train"), config)
     train = ds.reviews[ds.reviews["split"] == "train"]
-    rows = stage2.Rows(features, train.sample(min(args.rows, len(train)), random_state=options.seed), "cpu", "like")
+    rows = stage2.encode_rows(features, train.sample(min(args.rows, len(train)), random_state=options.seed), "cpu", "like")
     training = stage2.Training(options, config, features, ds.index["positive_rate"])
     plain = plain_steps(stage2.WideDeep(features, config), rows, options.batch_size, options.deep_lr)
     for _ in range(WARM_UP_STEPS):

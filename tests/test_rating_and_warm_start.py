@@ -116,7 +116,7 @@ def test_a_warm_start_keeps_what_was_learned_of_every_old_id_value_and_cross(sho
     assert kept > 100 and added > 20
     raws = [{who: f.tables[who][who].to_numpy() for who in ("user", "item")} for f in (features, old.features)]
     code_of = {who: {raw: code for code, raw in enumerate(raws[1][who])} for who in ("user", "item")}
-    wide, column = features.encode(train_rows)[0], features.wide.index("cross_user_period")
+    wide, column = stage2.encode_rows(features, train_rows, "cpu", "like").tensors[0].numpy(), features.wide.index("cross_user_period")
     spec, checked = old.features.vocabularies["crosses"]["cross_user_period"], 0
     for row, ids in zip(train_rows.itertuples(), wide):
         user = code_of["user"].get(raws[0]["user"][row.user_id], 0)

@@ -284,7 +284,7 @@ def test_the_kept_weights_are_the_running_mean(shop, batch_norm):
     features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training, after = stage2.Training(args, config, features, 0.8), []
     bar = Namespace(update=lambda rows: after.append([p.detach().clone() for p in training.model.parameters()]), set_postfix=print)
-    training.run_epoch(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like"), bar)
+    training.run_epoch(stage2.encode_rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like"), bar)
     assert len(after) > 3
     expected = after[0]
     for weights in after[1:]:
@@ -366,6 +366,24 @@ def test_a_last_batch_of_one_row_trains_with_batch_norm(shop, tmp_path):
     run(tmp_path / "a", data, "--epochs", "1", "--batch-norm", "--batch-size", str(ds.index["rows"]["train"] - 1))
 
 
+def test_float32_products_stay_exact_with_the_settings_of_a_training():
+    stage2.parse_args([])  # sets them
+    left, right = torch.randn(4096, 256), torch.randn(256, 128)  # large enough for every path that torch has
+    expected = left.double() @ right.double()
+    for product in (left @ right, torch.addmm(torch.zeros(128), left, right), (right.T @ left.T).T):
+        assert float((product - expected).abs().max()) < 1e-5 * float(expected.abs().max())  # bfloat16: 4e-3
+
+
+@pytest.mark.parametrize(("batch", "from_batch", "chosen"), [(64, 64, "bfloat16"), (63, 64, "float32"), (64, math.inf, "float32")])
+def test_bfloat16_is_taken_for_large_batches_where_the_cpu_has_it(shop, tmp_path, monkeypatch, batch, from_batch, chosen):
+    monkeypatch.setattr(stage2, "BRIEF_BATCH", from_batch)
+    flags = ["--epochs", "1", "--batch-size", str(batch)]
+    of_auto = run(tmp_path / "auto", shop[0], *flags)
+    assert load(of_auto)["config"]["precision"] == chosen
+    assert same_weights(of_auto, run(tmp_path / "told", shop[0], *flags, "--precision", chosen))
+    assert not same_weights(of_auto, run(tmp_path / "other", shop[0], *flags, "--precision", {"bfloat16": "float32", "float32": "bfloat16"}[chosen]))
+
+
 # --------------------------------------------------------------------------------------------------------------- resuming
 
 
@@ -406,7 +424,7 @@ def whole_run(shop, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("owner", "method", "call"), [
-    *((stage2.Training, "run_epoch", n) for n in (1, 2, 3, 6)), *((stage2.Run, "save_last", n) for n in (2, 3, 6)),
+    *((stage2.Training, "run_epoch", n) for n in (1, 2, 3, 6)), *((stage2, "save", n) for n in (2, 3, 4, 6)),
     *((stage2.Run, "train", n) for n in (2, 5)),
 ])
 def test_an_interrupted_run_resumes_to_the_same_weights_in_every_phase(shop, whole_run, tmp_path, monkeypatch, owner, method, call):
@@ -467,7 +485,7 @@ def test_resuming_with_another_flag_is_refused_by_its_name(shop, whole_run, tmp_
 def test_resuming_on_other_data_is_refused(shop, whole_run, tmp_path):
     other = preprocess(tmp_path, random_log(800, seed=5))
     (tmp_path / stage2.LAST).write_bytes((whole_run.parent / stage2.LAST).read_bytes())
-    with pytest.raises(InputError, match="was not trained on"):
+    with pytest.raises(InputError, match=r"not trained on .*start without --resume"):
         run(tmp_path, other.folder, *PHASES, "--resume")
 
 
@@ -497,7 +515,7 @@ def test_a_checkpoint_of_the_script_works_elsewhere(pipeline, tmp_path, monkeypa
 def test_wide_ids_of_the_features_are_the_columns_of_stage_1(shop, tmp_path):
     data, ds = shop
     model = stage2.load_model(run(tmp_path, data, "--epochs", "1", "--wide", *WIDE), "cpu")
-    wide, deep, _ = model.features.encode(ds.reviews)
+    wide, deep, *_ = (part.numpy() for part in stage2.encode_rows(model.features, ds.reviews, "cpu", "like").tensors)
     for column, name in enumerate(WIDE):
         if name in stage1.CROSSES:
             np.testing.assert_array_equal(wide[:, column], ds.reviews[name])
@@ -545,7 +563,7 @@ def test_the_parts_add_up_to_the_logit(served, shape):
     trained = model.users["train_count"].to_numpy()
     users = np.array([0, 1, 2, np.flatnonzero(trained[1:] == 0)[0] + 1, trained.argmax(), len(trained) - 1])
     rows = model.features.at_moment(np.repeat(users, len(model.items)), np.tile(np.arange(len(model.items)), len(users)), model.moment)
-    *inputs, _ = stage2.Rows(model.features, rows.assign(label=0), "cpu", "like").tensors
+    *inputs, _ = stage2.encode_rows(model.features, rows.assign(label=0), "cpu", "like").tensors
     wide, deep = (part.detach().numpy() for part in model.model.parts(*inputs))
     np.testing.assert_allclose(wide + deep, model.score_rows(rows), rtol=1e-5, atol=1e-5)
     assert (wide.std() > 0.01) == (shape != "deep" and shape != "norm-deep-silu") and (deep.std() > 0.01) == (shape != "wide")
@@ -657,11 +675,11 @@ def test_cuda_agrees_with_cpu_and_trains_in_bfloat16(shop, tmp_path):
 def test_no_step_waits_for_the_gpu(shop):
     """An epoch of fewer than 100 steps reads the loss once, at its end; torch warns of every place where the CPU has to wait."""
     data, ds = shop
-    args = stage2.parse_args(["--data-dir", str(data), *QUICK, "--batch-size", "64", "--device", "cuda"])
+    args = stage2.parse_args(["--data-dir", str(data), *QUICK, "--batch-size", "64", "--device", "cuda", "--precision", "bfloat16"])
     config = vars(args) | stage2.choose_features(args, ds) | {"component": "wide-deep"}
     known = ds.rows("train").iloc[: 64 * 50]
     inputs = stage2.fit_inputs(ds, known, config)
-    training, rows = stage2.Training(args, config, inputs, 0.8), stage2.Rows(inputs, known, "cuda", "like")
+    training, rows = stage2.Training(args, config, inputs, 0.8), stage2.encode_rows(inputs, known, "cuda", "like")
     bar = Namespace(update=lambda rows: None, set_postfix=print)
     training.run_epoch(rows, bar)  # the first makes the tables of statistics
     torch.cuda.set_sync_debug_mode("warn")
@@ -678,7 +696,7 @@ def test_no_step_waits_for_the_gpu(shop):
 
 
 def blocks_of(ds: stage1.Dataset, features: stage1.Features):
-    return stage2.StreamedRows(ds.blocks("train"), features, lambda frame: stage2.Rows(features, frame, "cpu", "like"))
+    return stage2.StreamedRows(ds.blocks("train"), lambda rows: stage2.encode_rows(features, rows, "cpu", "like"), ds.folder, "cpu")
 
 
 def in_order(batches) -> np.ndarray:
@@ -694,15 +712,17 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
     monkeypatch.setattr(stage1, "MEMORY", 1)
     thin = stage1.load_dataset(ds.folder)
     features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args(flags), ds))
-    expected = in_order(stage2.Rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
+    expected = in_order(stage2.encode_rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
     torch.manual_seed(0)
-    epochs, of_worker = [], [blocks_of(thin, features) for _ in range(workers)]
-    monkeypatch.setattr(stage2.Inputs, "similar", None)  # looked up by then, not in every epoch
+    epochs, of_worker = [], []
+    monkeypatch.setattr(stage2, "WORKERS", workers)
+    for rank in range(workers):
+        monkeypatch.setattr(stage2, "RANK", rank)
+        of_worker.append(blocks_of(thin, features))
+    monkeypatch.setattr(stage2.Inputs, "encode", None)  # done by then, not in every epoch
     for _ in range(2):
         found, state = [], torch.get_rng_state()
         for rank in range(workers):
-            monkeypatch.setattr(stage2, "RANK", rank)
-            monkeypatch.setattr(stage2, "WORKERS", workers)
             torch.set_rng_state(state)  # the same for all
             found.append(list(of_worker[rank].batches(30, shuffled=True)))
         assert len({tuple(len(batch[-1]) for batch in batches) for batches in found}) == 1  # all make the same steps
