@@ -172,13 +172,13 @@ class RowOptimizer(torch.optim.Optimizer):
                     if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
                         state["statistics"].chunk(2, 1)[0].sub_(table * group["start"] ** 0.5 / group["lr"] + table.sign() * group["l1"])
                 state["step"] += 1
-                order = torch.arange(len(ids), device=table.device)
-                place = table.place.index_put_((ids,), order.int())[ids].long()  # one of an id's places, where its gradients are summed: sooner than sorting
+                order = torch.arange(len(ids), dtype=torch.int32, device=table.device)
+                place = table.place.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
                 if table.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                    rows, values = ids, torch.zeros_like(values).index_put_((place,), values, accumulate=True)[place]
+                    rows, values = ids, torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
                 else:
                     once = (place == order).nonzero()[:, 0]
-                    rows, values = ids[once], torch.zeros_like(values).index_add_(0, place, values).index_select(0, once)
+                    rows, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
                 weights, statistics = table.index_select(0, rows), state["statistics"].index_select(0, rows)
                 values = values.add(weights, alpha=group["weight_decay"]) if group["weight_decay"] else values
                 first, second = statistics.chunk(2, 1)
@@ -203,7 +203,7 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimi
             return [RowOptimizer(tables, common | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
         return [RowOptimizer(tables, common | {"l1": l1, "start": start}), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
     bias = [model.bias] if model.component == "wide" else []  # is not shrunk
-    wide = optimizers(args.wide_optimizer, args.wide_lr, [model.wide.weight, model.linear], bias) if model.component != "deep" else []
+    wide = optimizers(args.wide_optimizer, args.wide_lr, [w for w in (model.wide.weight, model.linear) if w.numel()], bias) if model.component != "deep" else []
     return wide if bias else wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
 
 
@@ -298,8 +298,9 @@ class Training:
             self.forward = nn.parallel.DistributedDataParallel(self.model)
         self.parts, self.start = [self.model, *([self.mean] if self.mean else []), *self.optimizers], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
-        holds = [[[i in parts.get(n, (n,)) for n in names] for i in ("user_id", "item_id")] for names in (features.wide, features.categorical)]
-        self.holds = [torch.tensor(h, dtype=torch.bool, device=args.device)[:, None] for h in holds]  # [2, 1, fields]: made of the user, the item
+        ids = [(), ("user_id",), ("item_id",), ("user_id", "item_id")]
+        stay = [[[not {*hidden} & {*parts.get(n, (n,))} for n in names] for hidden in ids] for names in (features.wide, features.categorical)]
+        self.stay = [torch.tensor(s, dtype=torch.int32, device=args.device) for s in stay]  # [hidden, fields]: 0 where made of a hidden id
 
     def state_dict(self) -> dict:
         return {"parts": [p.state_dict() for p in self.parts], "rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
@@ -313,8 +314,8 @@ class Training:
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
-        hidden = torch.rand(2, len(deep), 1, device=deep.device) < ID_DROPOUT
-        return tuple(ids.masked_fill((hidden & holds).any(0), 0) for ids, holds in zip((wide, deep), self.holds))
+        user, item = torch.rand(2, len(deep), device=deep.device) < ID_DROPOUT
+        return tuple(ids * stay.index_select(0, user + 2 * item.int()) for ids, stay in zip((wide, deep), self.stay))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over this worker's rows in a new order; their mean loss."""
@@ -331,7 +332,7 @@ class Training:
                 table.grad = torch.sparse_coo_tensor(ids, values, table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
-                optimizer.zero_grad()
+            self.model.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
             total, trained = total + loss.detach() * len(target), trained + len(target)
@@ -529,8 +530,7 @@ class Run:
             print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: every epoch reads them from {ds.folder}", flush=True)
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
-        self.histories, self.features = {}, {}  # by phase, in their order; by whether validation rows count as well
-        self.choice, self.fit_lists = None, cache(self.fit_lists)  # of lists: grade and knobs; what was fitted
+        self.histories, self.features, self.choice, self.fit_lists = {}, {}, None, cache(self.fit_lists)  # by phase; by whether refitted; of lists
         if args.resume:
             with opened(self.last, "start without --resume") as saved:
                 self.histories, old = saved["histories"], saved["run"]

@@ -1,9 +1,9 @@
-"""Test AUC of the same training with rows in memory, with rows read from the file in every epoch, and by two processes.
+"""Test AUC of the same training with rows in memory, with rows encoded block by block into files, and by two processes.
 
     python benchmarks/same_quality.py --dataset movielens --input DIR/ml-1m --min-core 0
     python benchmarks/same_quality.py --dataset amazon-reviews --input electronics/reviews_Electronics_shape_5.json.gz --seeds 1
 
-All flags but --seeds and --epochs are those of amazon_preprocessing.py. Blocks of the file have 16,384 rows, so that the eight that are shuffled
+All flags but --seeds and --epochs are those of amazon_preprocessing.py. Blocks have 16,384 rows, so that the eight that are shuffled
 together are few of all. Intervals are 95 %, by the bootstrap over users, of the first seed.
 """
 

@@ -7,7 +7,7 @@ Preprocessing runs as a user runs it, on generated ratings-only files of --scale
 2023), users and items in proportion. Training is one epoch of wide_deep_model.py's loop over generated encoded rows of user, item,
 month, two crosses and two numbers in memory, embeddings of 32, layers 256-128-64, batches of 4,096. Ids follow long tails. The second
 figure of training compares tables of 10 times as many users and items, in turns, on the same rows and the same batch. The third
-compares rows read from the file in every epoch with the same rows in memory, in turns, with the features of the default model.
+compares rows that are encoded into files with the same rows in memory, an epoch each in turns, with the features of the default model.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import amazon_preprocessing as stage1  # speed made it importable
 import wide_deep_model as stage2
 
 USERS, ITEMS, GROWTH, BATCH = 200_000, 60_000, 10, 4096
+FLAGS = ["--device", "cpu", "--batch-size", str(BATCH), "--precision", "bfloat16" if BATCH >= stage2.BRIEF_BATCH else "float32"]  # as the script chooses
 FEATURES = {"user_id": 1, "item_id": 1, "cross_user": 4, "cross_item": 4, "month": 0}  # codes per user or item
 
 
@@ -56,17 +57,17 @@ def make_training(rows: int, growth: int = 1) -> tuple[stage2.Training, stage2.R
     features = SimpleNamespace(wide=wide, categorical=deep, wide_numeric=[], numeric=["a", "b"], size=sizes.get, vocabularies={"crosses": {}})
     parts = *(np.stack([codes[n] for n in names], axis=1) for names in (wide, deep)), rng.standard_normal((rows, 2), np.float32)
     tensors = stage2.Rows(*map(torch.from_numpy, (*parts, (rng.random(rows) < 0.8).astype(np.float32))))
-    args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
+    args = stage2.parse_args(FLAGS)
     return stage2.Training(args, vars(args) | {"component": "wide-deep"}, features, 0.8), tensors
 
 
 def streaming(scale: float, turns: int) -> tuple[int, list[float]]:
-    """Training rows, and in each turn the seconds of an epoch over rows in memory divided by those of one that reads them from the file."""
+    """Training rows, and in each turn the seconds of an epoch over rows in memory divided by those of one that reads them from files."""
     with tempfile.TemporaryDirectory(prefix="wide_deep_scale_") as folder:
         preprocessing(scale, Path(folder))
         stage1.MEMORY = 1
         ds = stage1.load_dataset(Path(folder) / "data")
-        args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu"])
+        args = stage2.parse_args(FLAGS)
         config = vars(args) | stage2.choose_features(args, ds)
         features = stage2.fit_inputs(ds, ds.rows("train"), config)
         encode = partial(stage2.encode_rows, features, device="cpu", objective="like")
