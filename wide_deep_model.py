@@ -105,10 +105,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def tune_cpu() -> None:
-    """Keep freed memory for the next step, as the system clears every page that it hands out; multiply by oneDNN where that is exact: on AMD twice MKL."""
+    """Keep freed memory for the next step, as the system clears every page that it hands out. Let oneDNN multiply float32, on AMD twice as fast as MKL."""
     for parameter, value in ((-3, 1 << 25), (-1, 1 << 30)):  # of glibc: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         getattr(ctypes.CDLL(None), "mallopt", max)(parameter, value)
-    torch.set_float32_matmul_precision("medium" if CPU.get("avx512_f") and not CPU.get("amx_bf16") else "highest")
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if CPU.get("avx512_f") and not CPU.get("amx_bf16") else "ieee"  # rounds with AMX alone
 
 
 def choose_device(name: str) -> str:

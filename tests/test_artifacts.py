@@ -222,9 +222,10 @@ def test_a_full_disk_in_stage_2(copy, monkeypatch, capsys, owner, name):
         assert after == before
 
 
-def test_a_write_that_the_system_cuts_off_is_one_line_too(copy):
+@pytest.mark.parametrize("memory", ["", "m.stage1.MEMORY = 1; "])  # or rows are encoded into files first
+def test_a_write_that_the_system_cuts_off_is_one_line_too(copy, memory):
     """Not an injected exception: the system itself refuses to let a file grow, inside the library that writes it."""
-    limited = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import wide_deep_model as m; "
+    limited = (f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import wide_deep_model as m; {memory}"
                "resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)); sys.exit(m.run_script(m.main))")
     before = contents(copy)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
