@@ -91,6 +91,7 @@ def small_amazon(name: str, metadata: str = "") -> Experiment:
     return Experiment("1", "Amazon classification, defaults", f"{name}, time split; tiny, no claim", {"AUC": (AUC, "-")}, source, [""], runs=1)
 
 
+EXACT = "--precision float32"  # the same figures whether the CPU has bfloat16 or not
 AUC, RMSE, MAE = (f"models.wide_deep.ratings.{metric}" for metric in ("auc", "rmse", "mae"))
 ERRORS = {"RMSE": (RMSE, "1.2450"), "MAE": (MAE, "-")}
 LISTS = {"P@5": ("models.wide_deep.catalogue.precision@5", "0.0074"), "R@5": ("models.wide_deep.catalogue.recall@5", "0.0134"),
@@ -166,7 +167,7 @@ def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tu
         script("amazon_preprocessing.py", folder, flags, run)
     validation, training = [], 0.0
     for number, variant in enumerate(e.variants[:1] if quick else e.variants):
-        flags = ["--checkpoint", f"{number}.pt", *variant.split(), *(["--epochs", "3"] if quick else [])]
+        flags = ["--checkpoint", f"{number}.pt", *EXACT.split(), *variant.split(), *(["--epochs", "3"] if quick else [])]
         training += script("wide_deep_model.py", folder, flags, run)
         validation.append(max(map(quality, json.loads((folder / "training_history.json").read_text())["epochs"])))
     chosen = int(np.argmax(validation))
@@ -275,7 +276,7 @@ def lines(e: Experiment, reports: list[dict], seconds: float, training: float) -
 
 def commands(e: Experiment, data: Path) -> str:
     """The experiment's three lines for a shell, of run 1; of several settings the first, the others as comments."""
-    stages = [("amazon_preprocessing", e.preprocessing.format(data=data, work="folds", run=1)), *(("wide_deep_model", v) for v in e.variants)]
+    stages = [("amazon_preprocessing", e.preprocessing.format(data=data, work="folds", run=1)), *(("wide_deep_model", f"{EXACT} {v}") for v in e.variants)]
     shown = [f"python {name}.py {flags} --seed 1" for name, flags in [*stages, ("model_evaluation", e.evaluation)]]
     shown = [("# or: " if 1 < number <= len(e.variants) else "") + " ".join(line.split()) for number, line in enumerate(shown)]
     folds = ["# folds/ is written by make_folds of this script"] if e.before else []
