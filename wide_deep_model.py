@@ -527,7 +527,7 @@ class Run:
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
         if ds.streamed:
-            print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: every epoch reads them from {ds.folder}", flush=True)
+            print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: they are encoded into files in {args.checkpoint.parent}", flush=True)
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
         self.histories, self.features, self.choice, self.fit_lists = {}, {}, None, cache(self.fit_lists)  # by phase; by whether refitted; of lists

@@ -1,9 +1,11 @@
 """Stage 2 against brute force: the formula, the optimizers, resuming, and the two ways to score."""
 
+import ctypes
 import io
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -264,6 +266,8 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
     hidden = {name: deep[:, features.categorical.index(name)] == 0 for name in ("user_id", "item_id")}
     for who in hidden:
         assert abs(float(hidden[who].float().mean()) - stage2.ID_DROPOUT) < 5 * math.sqrt(stage2.ID_DROPOUT / 40_000)
+    both, expected = float((hidden["user_id"] & hidden["item_id"]).float().mean()), stage2.ID_DROPOUT**2
+    assert abs(both - expected) < 5 * math.sqrt(expected / 40_000)  # independently
     for names, ids in ((features.wide, wide), (features.categorical, deep)):
         for column, name in enumerate(names):
             parts = {name, *stage1.CROSSES.get(name, ())}
@@ -372,6 +376,17 @@ def test_float32_products_stay_exact_with_the_settings_of_a_training():
     expected = left.double() @ right.double()
     for product in (left @ right, torch.addmm(torch.zeros(128), left, right), (right.T @ left.T).T):
         assert float((product - expected).abs().max()) < 1e-5 * float(expected.abs().max())  # bfloat16: 4e-3
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_memory_that_a_step_frees_serves_the_next():
+    stage2.parse_args([])
+    faults = []
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        [torch.ones(4096, 256) for _ in range(16)]  # 4 MB, 1,024 pages each; of fewer the system may be given none back anyway
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert np.median(faults[1:]) < 10
 
 
 @pytest.mark.parametrize(("batch", "from_batch", "chosen"), [(64, 64, "bfloat16"), (63, 64, "float32"), (64, math.inf, "float32")])
@@ -735,6 +750,20 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
     assert not np.array_equal(*epochs)
 
 
+def test_streamed_blocks_come_in_random_order_and_shuffled_together(tmp_path):
+    blocks = [lambda n=n: pd.DataFrame({"row": np.arange(100 * n, 100 * n + 100)}) for n in range(24)]
+    streamed = stage2.StreamedRows(blocks, lambda frame: stage2.Rows(*[torch.from_numpy(frame["row"].to_numpy())] * 4), tmp_path, "cpu")
+    torch.manual_seed(0)
+    epochs = [torch.cat([batch[-1] for batch in streamed.batches(30, shuffled=True)]) for _ in range(2)]
+    groups = [[set((part // 100).tolist()) for part in rows.split(100 * stage2.STREAM)] for rows in epochs]
+    for rows, of_epoch in zip(epochs, groups):
+        assert rows.sort().values.tolist() == list(range(2400)) and [len(group) for group in of_epoch] == [stage2.STREAM] * 3
+        neighbours = rows[1:] // 100 == rows[:-1] // 100
+        assert neighbours.float().mean() < 0.25  # 1 in 8 by chance
+    assert groups[0] != groups[1]
+    assert not list(tmp_path.iterdir())  # the files have no names
+
+
 def test_a_streamed_training_learns_as_much_and_is_evaluated_alike(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 500)
     log = random_log(9000, 200, 120)
@@ -745,7 +774,7 @@ def test_a_streamed_training_learns_as_much_and_is_evaluated_alike(tmp_path, mon
         if name == "streamed":
             monkeypatch.setattr(stage1, "MEMORY", 1)
         path = run(tmp_path / name, data, *flags)
-        assert ("rows do not fit into memory: every epoch reads them from" in capsys.readouterr().out) == (name == "streamed")
+        assert (f"rows do not fit into memory: they are encoded into files in {tmp_path / name}" in capsys.readouterr().out) == (name == "streamed")
         quality[name] = load(path)["validation_auc"]
         metrics = tmp_path / f"{name}.json"
         flags_of_stage_3 = ["--data-dir", str(data), "--checkpoint", str(tmp_path / "whole" / "best.pt"), "--metrics", str(metrics), "--device", "cpu"]
