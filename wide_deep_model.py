@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, partial
@@ -155,56 +155,55 @@ class WideDeep(nn.Module):
         return torch.add(*self.parts(wide, deep, numeric))
 
 
-class RowOptimizer(torch.optim.Optimizer):
-    """Adam, or with an "l1" Adagrad, of only the rows that have a gradient, without the temporary sparse tensors of torch's own (a third of a step).
-    Two "statistics" [rows, 2 D]: Adam's means of gradient and square; Adagrad's shift, which l1 holds back, and sum of squares, from "start" on."""
+class RowOptimizer:
+    """Adam, or from a "start" on Adagrad: of a table with sparse gradients only the rows that have one; any other parameter is one row. torch's own make sparse
+    tensors (a third of a step) and load a compiler (70 MB). Statistics [rows, 2 D]: means of gradient and square; Adagrad's shift and sum of squares."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: dict) -> None:
+        self.parameters, self.settings, self.steps, self.statistics, self.places = [*parameters], settings, 0, {}, []
 
     @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for table in group["params"]:
-                gradient, state = table.grad, self.state[table]
-                ids, values = (gradient._indices()[0], gradient._values()) if gradient.is_sparse else (torch.arange(len(table), device=table.device), gradient)
-                if not hasattr(table, "place"):  # room to work in, no state of the training
-                    table.place = torch.empty(len(table), dtype=torch.int32, device=table.device)
-                if not state:
-                    state |= {"step": 0, "statistics": table.new_tensor([0.0, group.get("start", 0.0)]).repeat_interleave(table.shape[1]).repeat(len(table), 1)}
-                    if "l1" in group:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                        state["statistics"].chunk(2, 1)[0].sub_(table * group["start"] ** 0.5 / group["lr"] + table.sign() * group["l1"])
-                state["step"] += 1
-                order = torch.arange(len(ids), dtype=torch.int32, device=table.device)
-                place = table.place.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
+    def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.steps += 1
+        self.places = self.places or [torch.empty(p.shape[:1], dtype=torch.int32, device=p.device) for p in self.parameters]  # room to work in, no state
+        lr, decay, start = (self.settings.get(name, 0.0) for name in ("lr", "weight_decay", "start"))
+        for number, (table, gradient) in enumerate((p if p.grad.is_sparse else p.view(1, -1), p.grad) for p in self.parameters):
+            if number not in self.statistics:
+                self.statistics[number] = table.new_tensor([0.0, start]).repeat_interleave(table.shape[1]).repeat(len(table), 1)
+                if start:  # weights that are not 0 begin with the sum of gradients that would have led to them
+                    self.statistics[number].chunk(2, 1)[0].sub_(table * start**0.5 / lr + table.sign() * self.settings["l1"])
+            weights, statistics, values = table, self.statistics[number], gradient if gradient.is_sparse else gradient.reshape(1, -1)
+            if gradient.is_sparse:
+                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=table.device)
+                place = self.places[number].index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
                 if table.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
                     rows, values = ids, torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
                 else:
                     once = (place == order).nonzero()[:, 0]
                     rows, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
-                weights, statistics = table.index_select(0, rows), state["statistics"].index_select(0, rows)
-                values = values.add(weights, alpha=group["weight_decay"]) if group["weight_decay"] else values
-                first, second = statistics.chunk(2, 1)
-                if "l1" in group:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
-                    before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
-                    shift = first.add_(values).sub_((after - before) * weights / group["lr"])
-                    weights = F.softshrink(shift, group["l1"]).mul_(-group["lr"]) / after
-                else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
-                    beta1, beta2 = 0.9, 0.999
-                    mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
-                    rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-                    weights.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
+                weights, statistics = table.index_select(0, rows), statistics.index_select(0, rows)
+            values, (first, second) = values.add(weights, alpha=decay) if decay else values, statistics.chunk(2, 1)
+            if start:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
+                before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
+                shift = first.add_(values).sub_((after - before) * weights / lr)
+                weights.copy_(F.softshrink(shift, self.settings["l1"]).mul_(-lr).div_(after))
+            else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
+                mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
+                rate = lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
+                weights.addcdiv_(mean, square.sqrt().add_(self.settings["eps"]), value=-rate)
+            if gradient.is_sparse:
                 table.index_copy_(0, rows, weights)
-                state["statistics"].index_copy_(0, rows, statistics)
+                self.statistics[number].index_copy_(0, rows, statistics)
 
 
-def make_optimizers(model: WideDeep, args: Namespace) -> list[torch.optim.Optimizer]:
-    """Adagrad or FTRL for the wide weights, Adam for the deep part; tables get the forms that touch only a batch's rows."""
-    def optimizers(name: str, lr: float, tables: list[nn.Parameter], others: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        start, l1, common = ADAGRAD_START / args.batch_size**2, args.wide_l1 / args.batch_size * (name == "ftrl"), {"lr": lr, "weight_decay": args.weight_decay}
-        if name == "adam":
-            return [RowOptimizer(tables, common | {"eps": ROW_ADAM_EPS / args.batch_size}), torch.optim.Adam([{"params": others}], **common, fused=True)]
-        return [RowOptimizer(tables, common | {"l1": l1, "start": start}), torch.optim.Adagrad([{"params": others}], **common, initial_accumulator_value=start)]
-    bias = [model.bias] if model.component == "wide" else []  # is not shrunk
-    wide = optimizers(args.wide_optimizer, args.wide_lr, [w for w in (model.wide.weight, model.linear) if w.numel()], bias) if model.component != "deep" else []
-    return wide if bias else wide + optimizers(args.deep_optimizer, args.deep_lr, [model.embedding.weight], [model.bias, *model.mlp.parameters()])
+def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
+    """Adagrad or FTRL for the wide weights, Adam for the deep part; the bias is not shrunk."""
+    adagrad, dense = {"start": ADAGRAD_START / args.batch_size**2, "l1": 0.0}, {"l1": 0.0, "eps": 1e-8}
+    rules = {"adam": {"eps": ROW_ADAM_EPS / args.batch_size}, "adagrad": adagrad, "ftrl": adagrad | {"l1": args.wide_l1 / args.batch_size}}
+    wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
+    parts = [([model.wide.weight, model.linear], wide)] if model.component != "deep" else []
+    parts += [([model.embedding.weight], deep), (model.mlp.parameters(), deep | dense)] if model.component != "wide" else []
+    return [RowOptimizer(*part) for part in [*parts, ([model.bias], (wide if model.component == "wide" else deep) | dense)]]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -296,18 +295,21 @@ class Training:
         if WORKERS > 1:
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
             self.forward = nn.parallel.DistributedDataParallel(self.model)
-        self.parts, self.start = [self.model, *([self.mean] if self.mean else []), *self.optimizers], {}  # how the model of a warm start validates
+        self.parts, self.start = [self.model, *([self.mean] if self.mean else [])], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         ids = [(), ("user_id",), ("item_id",), ("user_id", "item_id")]
         stay = [[[not {*hidden} & {*parts.get(n, (n,))} for n in names] for hidden in ids] for names in (features.wide, features.categorical)]
         self.stay = [torch.tensor(s, dtype=torch.int32, device=args.device) for s in stay]  # [hidden, fields]: 0 where made of a hidden id
 
     def state_dict(self) -> dict:
-        return {"parts": [p.state_dict() for p in self.parts], "rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
+        state = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
+        return state | {"parts": [p.state_dict() for p in self.parts], "optimizers": [(o.steps, o.statistics) for o in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+        for optimizer, (steps, statistics) in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.steps, optimizer.statistics = steps, {number: found.to(self.args.device) for number, found in statistics.items()}
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda"])
         self.start = state["start"]
@@ -467,8 +469,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = torch.optim.swa_utils.AveragedModel(taste, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    of_rows = RowOptimizer([taste.liked.weight, taste.item.weight], {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
-    optimizers = [of_rows, torch.optim.Adam([*taste.hidden.parameters(), taste.scale], weight_decay=TASTE_DECAY)]
+    optimizer = RowOptimizer(taste.parameters(), {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
     rounds, best_taste, setting, best_quality = [0.0], mean.module, chosen or (0, 0.0), list_quality(history, pairs, held)[0]  # of lists without it
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
@@ -480,9 +481,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
             visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
             visible.eliminate_zeros()
             list_loss(taste, history[part], visible, others[f], weight[part] / weight[users].mean() / len(part), sample).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            optimizer.step()
+            taste.zero_grad()
             if step % 10 == 0:
                 mean.update_parameters(taste)
         speed = f"{rated[users].sum() * passes / (time.perf_counter() - begin):,.0f} ratings/s"
@@ -619,8 +619,8 @@ class Run:
             taste, chosen = fit_taste(history, pairs, knobs, held - held if refit else held, chosen, self.args)  # who is asked is not in the history
         told = ("refit" if refit else f"validation NDCG@10 {list_quality(history, pairs, held, taste)[0]:.4f}") + f", {time.perf_counter() - begin:.1f} s"
         print(f"{component} lists: grade, penalty, per like, power {self.choice}, network (rounds, scale) {chosen}, {told}", flush=True)
-        found = {"grade": self.choice[0], "likes": pack_matrix(history), "pairs": pack_matrix(pairs)}
-        return found | {"taste": taste.cpu().state_dict() if taste and chosen[1] else {}, "chosen": chosen}
+        network = taste.cpu().state_dict() if taste and chosen[1] else {}
+        return {"grade": self.choice[0], "likes": pack_matrix(history), "pairs": pack_matrix(pairs), "taste": network, "chosen": chosen}
 
 
 def quality(record: dict) -> float:

@@ -130,8 +130,7 @@ def test_forward_is_the_formula(component, activation, batch_norm):
 
 def one_step(model, optimizers, wide, deep, numeric, label):
     logit = model(wide, deep, numeric)
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+    model.zero_grad()
     torch.nn.functional.binary_cross_entropy_with_logits(logit, label).backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -182,7 +181,7 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
     for _ in range(50):
         ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, 3, generator=generator)
         for table, optimizer in zip(tables, (ours, theirs)):
-            optimizer.zero_grad()
+            table.zero_grad()
             (table(ids) - target).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-5, atol=1e-6)
@@ -224,10 +223,40 @@ def test_weight_decay_is_torchs_where_every_row_is_touched(kind):
     for _ in range(30):
         ids, target = torch.randperm(12, generator=generator), torch.randn(12, 3, generator=generator)
         for table, optimizer in zip(tables, (ours, theirs)):
-            optimizer.zero_grad()
+            table.zero_grad()
             (table(ids) - target).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+def test_what_is_no_table_does_the_arithmetic_of_torchs_optimizers(kind):
+    """A matrix, a vector and a number, with weight decay, many steps."""
+    generator = torch.Generator().manual_seed(5)
+    first = [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), ())]
+    ours, theirs = ([torch.nn.Parameter(values.clone()) for values in first] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.3}
+    if kind == "adagrad":
+        optimizers = stage2.RowOptimizer(ours, settings | {"l1": 0.0, "start": 0.02}), torch.optim.Adagrad(theirs, **settings, initial_accumulator_value=0.02)
+    else:
+        optimizers = stage2.RowOptimizer(ours, settings | {"eps": 1e-9}), torch.optim.Adam(theirs, **settings, eps=1e-9)
+    for _ in range(30):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, values in zip(ours, theirs, first):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(one, values)
+
+
+def test_training_does_not_load_torchs_compiler(shop, tmp_path):
+    """Whatever builds a torch.optim.Optimizer does: 70 MB and a second."""
+    code = "import sys, wide_deep_model as s; s.main(sys.argv[1:]); print('compiler:', 'torch._dynamo' in sys.modules)"
+    flags = ["--data-dir", str(shop[0]), "--checkpoint", str(tmp_path / "best.pt"), "--epochs", "1", "--objective", "ranking", *QUICK]
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=Path(stage2.__file__).parent, check=True)
+    assert done.stdout.splitlines()[-1] == "compiler: False"
 
 
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
@@ -237,20 +266,16 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
     inputs = batch(0, 15)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(model, optimizers, *inputs)
-    groups = [(group, optimizer) for optimizer in optimizers for group in optimizer.param_groups]
     for name, parameter in model.named_parameters():
-        [(group, optimizer)] = [(g, o) for g, o in groups if any(p is parameter for p in g["params"])]
+        [group] = [optimizer.settings for optimizer in optimizers if any(p is parameter for p in optimizer.parameters)]
         is_wide = name in ("wide.weight", "linear") or (component == "wide" and name == "bias")
         kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
-        rule = ("adagrad" if "l1" in group else "adam") if isinstance(optimizer, stage2.RowOptimizer) else type(optimizer).__name__.lower()
-        assert group["lr"] == lr and rule == kind
+        assert group["lr"] == lr and ("adagrad" if "start" in group else "adam") == kind
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         if kind == "adagrad":  # the first step of the paper's formulas
-            start = group["initial_accumulator_value"] if "start" not in group else group["start"]
-            step = gradient / ((start + gradient**2).sqrt() + group.get("eps", 0))
-        else:
-            scale = math.sqrt(1 - 0.999) if isinstance(optimizer, stage2.RowOptimizer) else 1.0  # as SparseAdam, RowAdam adds eps before the bias correction
-            step = gradient / (gradient.abs() + group["eps"] / scale)
+            step = gradient / (group["start"] + gradient**2).sqrt()
+        else:  # as SparseAdam, eps is added before the bias correction
+            step = gradient / (gradient.abs() + group["eps"] / math.sqrt(1 - 0.999))
         torch.testing.assert_close(before[name] - parameter.detach(), lr * step, rtol=2e-3, atol=1e-7)
 
 
