@@ -170,7 +170,7 @@ class RowOptimizer:
         for number, (table, gradient) in enumerate((p if p.grad.is_sparse else p.view(1, -1), p.grad) for p in self.parameters):
             if number not in self.statistics:
                 self.statistics[number] = table.new_tensor([0.0, start]).repeat_interleave(table.shape[1]).repeat(len(table), 1)
-                if start:  # weights that are not 0 begin with the sum of gradients that would have led to them
+                if start and table.any():  # weights that are not 0 begin with the sum of gradients that would have led to them
                     self.statistics[number].chunk(2, 1)[0].sub_(table * start**0.5 / lr + table.sign() * self.settings["l1"])
             weights, statistics, values = table, self.statistics[number], gradient if gradient.is_sparse else gradient.reshape(1, -1)
             if gradient.is_sparse:
@@ -212,7 +212,7 @@ class Rows(torch.utils.data.TensorDataset):
 
     def batches(self, size: int, shuffled: bool = False) -> Iterator[tuple[Tensor, ...]]:
         """Slices of `size` rows; shuffled, of a copy made block by block so that memory stays bounded."""
-        blocks = torch.randperm(len(self)).to(self.tensors[0].device).split(size * 16) if shuffled else [None]
+        blocks = torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size * 4) if shuffled else [None]
         return (batch for b in blocks for batch in zip(*((t if b is None else t.index_select(0, b)).split(size) for t in self.tensors)))
 
 

@@ -13,8 +13,9 @@ by itself is made for it by joining texts. Plain is what public implementations 
 gradients, one Adam; in a process with our settings (`tune_cpu`), which serve it too. It trains 10 steps an epoch, no whole one, so it has no
 AUC. This project trains in both precisions: by itself it takes bfloat16 for batches of 4,096 where the CPU multiplies it.
 
-Each turn runs every system in a process of its own; figures are medians over turns, ratios are taken within a turn. Peak memory is
-that of the process, with its libraries.
+Each turn runs every system in a process of its own, but for this project: it prepares and trains in two, one after the other, as its
+scripts do, and what the first writes and the second reads counts as preprocessing. Figures are medians over turns, ratios are taken
+within a turn. Peak memory is that of the process (of two the larger one), with its libraries.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import importlib
 import importlib.machinery
 import json
 import os
+import pickle
 import resource
 import statistics
 import subprocess
@@ -63,12 +65,11 @@ def raw_rows(data: Path, n_train: int, n_test: int, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- the systems
-# Each: (train, test) -> prepared; prepared -> model with fit() for one more epoch and predict() of the test rows.
+# Each: (train, test) -> prepared; prepared -> model with fit() for one more epoch and predict() of the test rows. With `trains`, in a process of its own.
 class Ours:
-    needs, precision = ("wide_deep_model",), "float32"
+    needs, trains, precision = ("amazon_preprocessing",), ("wide_deep_model",), "float32"
 
     def __init__(self, train: pd.DataFrame, test: pd.DataFrame) -> None:
-        import wide_deep_model as stage2
         from amazon_preprocessing import UNKNOWN, cross_ids, encode, fit_cross, normalise
 
         words = {name: [UNKNOWN, *train[name].unique()] for name in {*IDS, "category", "period"}}
@@ -83,22 +84,26 @@ class Ours:
             self.tensors.append((wide, deep, np.stack(numbers, axis=1), rows["label"].to_numpy(np.float32)))
         self.features = SimpleNamespace(wide=["user", "item", *CROSSES], categorical=IDS, wide_numeric=[], numeric=NUMBERS, size=sizes.get,
                                         vocabularies={"crosses": {n: {"left": sides[0], "right": sides[1]} for n, sides in CROSSES.items()}})
-        self.stage2, self.mean, self.training = stage2, float(train["label"].mean()), None
+        self.n_test, self.mean, self.training = len(test), float(train["label"].mean()), None
 
     def fit(self) -> int:
         import torch
         from tqdm import tqdm
 
+        import wide_deep_model as stage2
+
         if not self.training:
-            args = self.stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu", "--precision", self.precision])
-            self.training = self.stage2.Training(args, vars(args) | {"component": "wide-deep"}, self.features, self.mean)
-            self.rows = [self.stage2.Rows(*map(torch.from_numpy, tensors)) for tensors in self.tensors]
+            args = stage2.parse_args(["--batch-size", str(BATCH), "--device", "cpu", "--precision", self.precision])
+            self.training = stage2.Training(args, vars(args) | {"component": "wide-deep"}, self.features, self.mean)
+            self.rows = [stage2.Rows(*map(torch.from_numpy, tensors)) for tensors in self.tensors]
         with tqdm(disable=True) as bar:
             self.training.run_epoch(self.rows[0], bar)
         return len(self.rows[0])
 
     def predict(self) -> np.ndarray:
-        return self.stage2.logits(self.training.model, self.rows[1])
+        from wide_deep_model import logits
+
+        return logits(self.training.model, self.rows[1])
 
 
 class Brief(Ours):
@@ -110,10 +115,12 @@ class Plain(Ours):
         import torch
         from speed import plain_steps
 
+        import wide_deep_model as stage2
+
         if not self.training:
             torch.manual_seed(0)
-            args = self.stage2.parse_args([])
-            self.training = self.stage2.WideDeep(self.features, vars(args) | {"component": "wide-deep"})
+            args = stage2.parse_args([])
+            self.training = stage2.WideDeep(self.features, vars(args) | {"component": "wide-deep"})
             rows = SimpleNamespace(tensors=[torch.from_numpy(t) for t in self.tensors[0]])
             self.steps = plain_steps(self.training, rows, BATCH, args.deep_lr)
             next(self.steps)
@@ -125,7 +132,7 @@ class Plain(Ours):
 class DeepCTR:
     """As in its documentation: LabelEncoder for every sparse field, MinMaxScaler for dense ones, WDL, compile("adam", ...), fit."""
 
-    needs = ("deepctr_torch.models", "sklearn.preprocessing")
+    needs, trains = ("deepctr_torch.models", "sklearn.preprocessing"), None
 
     def __init__(self, train: pd.DataFrame, test: pd.DataFrame) -> None:
         from deepctr_torch.inputs import DenseFeat, SparseFeat, get_feature_names
@@ -142,7 +149,7 @@ class DeepCTR:
         self.wide, self.deep = [fields[n] for n in ("user", "item", *CROSSES)], [*(fields[n] for n in IDS), *dense]
         names = get_feature_names(self.wide + self.deep)
         self.inputs = [{name: part[name].to_numpy() for name in names} for part in (both[: len(train)], both[len(train) :])]
-        self.label, self.model = train["label"].to_numpy(np.float32), None
+        self.n_test, self.label, self.model = len(test), train["label"].to_numpy(np.float32), None
 
     def fit(self) -> int:
         from deepctr_torch.models import WDL
@@ -173,7 +180,7 @@ class NoImages:
 class WideDeepPeer:
     """As in its documentation: WidePreprocessor, TabPreprocessor, Wide and TabMlp, Trainer(objective="binary")."""
 
-    needs = ("pytorch_widedeep",)
+    needs, trains = ("pytorch_widedeep",), None
 
     def __init__(self, train: pd.DataFrame, test: pd.DataFrame) -> None:
         from pytorch_widedeep.preprocessing import TabPreprocessor, WidePreprocessor
@@ -181,7 +188,7 @@ class WideDeepPeer:
         self.wide = WidePreprocessor(wide_cols=["user", "item"], crossed_cols=[*CROSSES.values()])
         self.tab = TabPreprocessor(cat_embed_cols=[(name, DIMENSION) for name in IDS], continuous_cols=NUMBERS, cols_to_scale=NUMBERS)
         made = [(self.wide.fit_transform(train), self.tab.fit_transform(train)), (self.wide.transform(test), self.tab.transform(test))]
-        self.inputs, self.label, self.trainer = made, train["label"].to_numpy(), None
+        self.n_test, self.inputs, self.label, self.trainer = len(test), made, train["label"].to_numpy(), None
 
     def fit(self) -> int:
         from pytorch_widedeep import Trainer
@@ -203,23 +210,33 @@ SYSTEMS = {OURS: Ours, BRIEF: Brief, DEEPCTR: DeepCTR, WIDEDEEP: WideDeepPeer, P
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
-def measure(system: str, folder: Path, epochs: int) -> dict:
-    """In a process of its own: seconds of preprocessing, rows/s of every epoch and of scoring, peak MB; the scores go to folder/scores.npy."""
+def measure(system: str, folder: Path, epochs: int, prepared: Path) -> dict:
+    """In a process of its own: seconds of preprocessing, rows/s of every epoch and of scoring, peak MB; the scores go to folder/scores.npy.
+    Of a system that trains in a second process, preprocessing alone, or the rest where the first has left `prepared`."""
     sys.meta_path.insert(0, NoImages())
-    for module in SYSTEMS[system].needs:
+    kind, second = SYSTEMS[system], prepared.exists()
+    for module in kind.trains if second else kind.needs:
         importlib.import_module(module)
-    train, test = (pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test"))
+    rows = None if second else [pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test")]
     before, begin = peak_mb(), time.perf_counter()
-    model = SYSTEMS[system](train, test)
+    if second:
+        with open(prepared, "rb") as file:
+            model = pickle.load(file)
+    else:
+        model = kind(*rows)
+    if kind.trains and not second:
+        with open(prepared, "wb") as file:
+            pickle.dump(model, file, protocol=5)
+        epochs = 0
     found, scores = {"preprocessing_s": time.perf_counter() - begin, "train_rows_per_s": [], "score_rows_per_s": []}, []
     for _ in range(epochs):
         begin = time.perf_counter()
-        rows = model.fit()
-        found["train_rows_per_s"].append(rows / (time.perf_counter() - begin))
+        trained = model.fit()
+        found["train_rows_per_s"].append(trained / (time.perf_counter() - begin))
         if model.predict:
             begin = time.perf_counter()
             scores.append(model.predict())
-            found["score_rows_per_s"].append(len(test) / (time.perf_counter() - begin))
+            found["score_rows_per_s"].append(model.n_test / (time.perf_counter() - begin))
     np.save(folder / "scores.npy", scores)
     return found | {"peak_mb": peak_mb(), "work_mb": peak_mb() - before}
 
@@ -303,7 +320,7 @@ def main() -> None:
     if args.step:
         system, folder = args.step[0], Path(args.step[1])
         if system in SYSTEMS:
-            told = measure(system, folder, args.epochs)
+            told = measure(system, folder, args.epochs, folder / "prepared.pkl")
         else:
             told = matrix_rates() if system == "rates" else raw_rows(args.data, args.rows, args.test_rows, folder)
         print(json.dumps(told))
@@ -314,7 +331,8 @@ def main() -> None:
         def step(python: Path, name: str) -> dict:
             """In a process of its own: a child's peak memory counts what its parent held when it started it."""
             flags = ["--data", args.data, "--rows", args.rows, "--test-rows", args.test_rows, "--epochs", args.epochs]
-            command, quiet = [python, __file__, "--step", name, folder, *map(str, flags)], os.environ | {"PYTHONWARNINGS": "ignore"}
+            command = [python, __file__, "--step", name, folder, *map(str, flags)]
+            quiet = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": ""}  # ours is compiled once, as what is installed
             return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet).stdout.splitlines()[-1])
 
         step(Path(sys.executable), "rows")
@@ -324,6 +342,11 @@ def main() -> None:
             turns.append({})
             for system, python in pythons.items():
                 turns[-1][system] = step(python, system)
+                if SYSTEMS[system].trains:
+                    first, second = turns[-1][system], step(python, system)
+                    (Path(folder) / "prepared.pkl").unlink()
+                    both = {"preprocessing_s": first["preprocessing_s"] + second["preprocessing_s"]}
+                    turns[-1][system] = second | both | {name: max(first[name], second[name]) for name in ("peak_mb", "work_mb")}
                 print(f"turn {turn + 1}, {system}: {turns[-1][system]}", file=sys.stderr, flush=True)
                 turns[-1][system]["scores"] = np.load(Path(folder) / "scores.npy")
         label = pd.read_parquet(Path(folder) / "test.parquet")["label"].to_numpy()
