@@ -156,54 +156,54 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer:
-    """Adam, or from a "start" on Adagrad: of a table with sparse gradients only the rows that have one; any other parameter is one row. torch's own make sparse
-    tensors (a third of a step) and load a compiler (70 MB). Statistics [rows, 2 D]: means of gradient and square; Adagrad's shift and sum of squares."""
+    """Adam, or from a "start" on Adagrad: of tables only the rows that have a gradient. torch's own make sparse tensors on the way and load a compiler (70 MB).
+    In `rows` [n, 3 D] weights, of which the parameters become views, lie beside means of gradient and square, or Adagrad's shift and sum of squares."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], settings: dict) -> None:
-        self.parameters, self.settings, self.steps, self.statistics, self.places = [*parameters], settings, 0, {}, []
+    def __init__(self, tables: list, others: Iterable, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
+        self.parameters, self.rows, self.steps, self.lr, self.decay, self.eps, self.start, self.l1 = [*tables, *others], [], 0, lr, weight_decay, eps, start, l1
+        for parameter, old in [(p, p.data) for p in tables] + [(p, p.data.view(1, -1)) for p in self.parameters[len(tables) :]]:
+            self.rows.append(old.new_zeros(len(old), 3 * old.shape[1]))
+            weights, shift, squares = self.rows[-1].chunk(3, 1)
+            if start and old.any():  # weights that are not 0 begin with the sum of gradients that would have led to them
+                shift.sub_(old * start**0.5 / lr + old.sign() * l1)
+            parameter.data = weights.copy_(old).view(parameter.shape)
+            squares.fill_(start)
+        self.places = [torch.empty(len(rows), dtype=torch.int32, device=rows.device) for rows in self.rows]  # to work in
 
-    @torch.no_grad()
     def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.steps += 1
-        self.places = self.places or [torch.empty(p.shape[:1], dtype=torch.int32, device=p.device) for p in self.parameters]  # room to work in, no state
-        lr, decay, start = (self.settings.get(name, 0.0) for name in ("lr", "weight_decay", "start"))
-        for number, (table, gradient) in enumerate((p if p.grad.is_sparse else p.view(1, -1), p.grad) for p in self.parameters):
-            if number not in self.statistics:
-                self.statistics[number] = table.new_tensor([0.0, start]).repeat_interleave(table.shape[1]).repeat(len(table), 1)
-                if start and table.any():  # weights that are not 0 begin with the sum of gradients that would have led to them
-                    self.statistics[number].chunk(2, 1)[0].sub_(table * start**0.5 / lr + table.sign() * self.settings["l1"])
-            weights, statistics, values = table, self.statistics[number], gradient if gradient.is_sparse else gradient.reshape(1, -1)
+        for rows, places, gradient in zip(self.rows, self.places, (parameter.grad for parameter in self.parameters)):
             if gradient.is_sparse:
-                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=table.device)
-                place = self.places[number].index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
-                if table.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                    rows, values = ids, torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
+                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=rows.device)
+                place = places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
+                if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
+                    values = torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
                 else:
                     once = (place == order).nonzero()[:, 0]
-                    rows, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
-                weights, statistics = table.index_select(0, rows), statistics.index_select(0, rows)
-            values, (first, second) = values.add(weights, alpha=decay) if decay else values, statistics.chunk(2, 1)
-            if start:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
+                    ids, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
+            found, values = (rows.index_select(0, ids), values) if gradient.is_sparse else (rows, gradient.reshape(1, -1))
+            weights, first, second = found.chunk(3, 1)
+            values = values.add(weights, alpha=self.decay) if self.decay else values
+            if self.start:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
                 before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
-                shift = first.add_(values).sub_((after - before) * weights / lr)
-                weights.copy_(F.softshrink(shift, self.settings["l1"]).mul_(-lr).div_(after))
+                shift = first.add_(values).sub_((after - before) * weights / self.lr)
+                weights.copy_(F.softshrink(shift, self.l1).mul_(-self.lr).div_(after))
             else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
                 mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
-                rate = lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
-                weights.addcdiv_(mean, square.sqrt().add_(self.settings["eps"]), value=-rate)
+                weights.addcdiv_(mean, square.sqrt().add_(self.eps), value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
             if gradient.is_sparse:
-                table.index_copy_(0, rows, weights)
-                self.statistics[number].index_copy_(0, rows, statistics)
+                rows.index_copy_(0, ids, found)
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
     """Adagrad or FTRL for the wide weights, Adam for the deep part; the bias is not shrunk."""
-    adagrad, dense = {"start": ADAGRAD_START / args.batch_size**2, "l1": 0.0}, {"l1": 0.0, "eps": 1e-8}
-    rules = {"adam": {"eps": ROW_ADAM_EPS / args.batch_size}, "adagrad": adagrad, "ftrl": adagrad | {"l1": args.wide_l1 / args.batch_size}}
+    start, of_rows = ADAGRAD_START / args.batch_size**2, {"eps": ROW_ADAM_EPS / args.batch_size}
+    rules = {"adam": {}, "adagrad": {"start": start, "l1": 0.0}, "ftrl": {"start": start, "l1": args.wide_l1 / args.batch_size}}
     wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
-    parts = [([model.wide.weight, model.linear], wide)] if model.component != "deep" else []
-    parts += [([model.embedding.weight], deep), (model.mlp.parameters(), deep | dense)] if model.component != "wide" else []
-    return [RowOptimizer(*part) for part in [*parts, ([model.bias], (wide if model.component == "wide" else deep) | dense)]]
+    parts = [([model.wide.weight], [model.linear], wide | of_rows)] if model.component != "deep" else []
+    parts += [([model.embedding.weight], [], deep | of_rows), ([], model.mlp.parameters(), deep)] if model.component != "wide" else []
+    parts += [([], [model.bias], wide | {"l1": 0.0} if model.component == "wide" else deep)]
+    return [RowOptimizer(tables, others, **rule) for tables, others, rule in parts]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -303,13 +303,14 @@ class Training:
 
     def state_dict(self) -> dict:
         state = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
-        return state | {"parts": [p.state_dict() for p in self.parts], "optimizers": [(o.steps, o.statistics) for o in self.optimizers]}
+        return state | {"parts": [p.state_dict() for p in self.parts], "optimizers": [(o.steps, o.rows) for o in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        for optimizer, (steps, statistics) in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.steps, optimizer.statistics = steps, {number: found.to(self.args.device) for number, found in statistics.items()}
+        for optimizer, (steps, rows) in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.steps = steps
+            torch._foreach_copy_(optimizer.rows, rows)
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda"])
         self.start = state["start"]
@@ -324,7 +325,7 @@ class Training:
         self.model.train()
         total, trained = torch.zeros((), device=self.args.device), 0
         batches, least = rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1 + self.args.batch_norm  # a left-over row has no variance
-        for step, (wide, deep, numeric, target) in enumerate((batch for batch in batches if len(batch[-1]) >= least), 1):
+        for wide, deep, numeric, target in (batch for batch in batches if len(batch[-1]) >= least):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
@@ -339,8 +340,6 @@ class Training:
                 self.mean.update_parameters(self.model)
             total, trained = total + loss.detach() * len(target), trained + len(target)
             bar.update(len(target) * WORKERS)
-            if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
-                bar.set_postfix(loss=f"{float(total) / trained:.4f}")
         for buffer in self.kept.buffers() if WORKERS > 1 else ():  # running means of batch norm are those of a worker's own rows
             distributed.broadcast(buffer, 0)
         return float(total) / trained
@@ -469,7 +468,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = torch.optim.swa_utils.AveragedModel(taste, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    optimizer = RowOptimizer(taste.parameters(), {"lr": 1e-3, "eps": 1e-8, "weight_decay": TASTE_DECAY})
+    optimizer = RowOptimizer([taste.liked.weight, taste.item.weight], [*taste.hidden.parameters(), taste.scale], 1e-3, TASTE_DECAY)
     rounds, best_taste, setting, best_quality = [0.0], mean.module, chosen or (0, 0.0), list_quality(history, pairs, held)[0]  # of lists without it
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
@@ -572,6 +571,7 @@ class Run:
                 training.load_state_dict(saved["training"])
         elif args.warm_start and component == args.component:
             warm_start(training.model, features, config, known)
+            training.optimizers = make_optimizers(training.model, args)
             training.start = validate(training.model, validation, config)
             print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
@@ -664,7 +664,7 @@ def unpack_matrix(saved: dict[str, Tensor], shape: tuple[int, int]) -> np.ndarra
 
 def save(path: Path, saved: dict) -> None:
     buffer = io.BytesIO()  # torch.save on a full disk raises a RuntimeError about its own container
-    torch.save(saved, buffer)
+    torch.save(stage1.convert(saved, Tensor, lambda t: t.clone() if t.nbytes < t.untyped_storage().nbytes() else t), buffer)  # a view is saved whole
     stage1.replace_files({path: lambda to: to.write_bytes(buffer.getbuffer())})
 
 

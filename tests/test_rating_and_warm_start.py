@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_ftrl_is_the_published_rule(l1, sparse):
     rng = np.random.default_rng(5)
     gradients = [np.where(rng.random(8) < 0.6, rng.normal(0, 1, 8), 0.0) for _ in range(40)]
     table = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.float64))
-    optimizer = stage2.RowOptimizer([table], {"lr": 0.2, "l1": l1, "weight_decay": 0.0, "start": 0.05})
+    optimizer = stage2.RowOptimizer(*[[table], []][:: 1 if sparse else -1], lr=0.2, l1=l1, start=0.05)
     zeros = 0
     for gradient, expected in zip(gradients, ftrl_of_the_paper(gradients, 0.2, l1, 0.05)):
         dense = torch.from_numpy(gradient)[:, None]
@@ -52,11 +53,11 @@ def test_ftrl_without_l1_is_adagrad_also_from_other_weights_than_0():
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(12, 1, generator=generator)
     tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
-    ftrl = stage2.RowOptimizer([tables[0]], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "start": 0.02})
+    ftrl = stage2.RowOptimizer([], [tables[0]], lr=0.1, start=0.02)
     adagrad = torch.optim.Adagrad([tables[1]], lr=0.1, eps=0.0, initial_accumulator_value=0.02)
     tables[0].grad = torch.zeros(12, 1)
     ftrl.step()
-    torch.testing.assert_close(ftrl.statistics[0][:, :12], (-first * math.sqrt(0.02) / 0.1).T)
+    torch.testing.assert_close(ftrl.rows[0][:, 12:24], (-first * math.sqrt(0.02) / 0.1).T)
     for _ in range(30):
         gradient = torch.randn(12, 1, generator=generator)
         for table, optimizer in zip(tables, (ftrl, adagrad)):
@@ -128,6 +129,13 @@ def test_a_warm_start_keeps_what_was_learned_of_every_old_id_value_and_cross(sho
     assert checked > 300
     for name in ("bias", "linear", "mlp.0.weight", "mlp.3.bias"):
         assert torch.equal(training.model.state_dict()[name], old.model.state_dict()[name])
+
+
+def test_training_goes_on_from_the_weights_of_a_warm_start(shops, earlier, tmp_path, capsys):
+    """With next to no learning rate they stay what they are; Adagrad's shift of 0 would have made them 0."""
+    run(tmp_path, shops[1][0], "--warm-start", str(earlier), "--epochs", "1", "--accept-worse", "--wide-lr", "1e-9", "--deep-lr", "1e-9")
+    start, after, *_ = re.findall(r"validation auc ([0-9.]+)", capsys.readouterr().out)
+    assert start == after and float(start) > 0.51
 
 
 def test_a_warm_start_that_only_gets_worse_writes_nothing_unless_told_to(shops, earlier, tmp_path):

@@ -172,11 +172,10 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
     generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, 3, sparse=True) for _ in range(2)]
     tables[1].load_state_dict(tables[0].state_dict())
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], {"lr": 0.1, "l1": 0.0, "weight_decay": 0.0, "start": 0.02})
+        ours = stage2.RowOptimizer([tables[0].weight], [], lr=0.1, start=0.02)
         theirs = torch.optim.Adagrad([tables[1].weight], lr=0.1, initial_accumulator_value=0.02)
     else:
-        settings = {"lr": 0.1, "eps": 0.01, "weight_decay": 0.0}
-        ours = stage2.RowOptimizer([tables[0].weight], settings)
+        ours = stage2.RowOptimizer([tables[0].weight], [], lr=0.1, eps=0.01)
         theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1, eps=0.01)
     for _ in range(50):
         ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, 3, generator=generator)
@@ -192,19 +191,20 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
 def test_the_way_that_never_waits_for_a_gpu_leads_to_the_same_weights(settings):
     """What is done on CUDA, done here: every place of an id is updated, each alike."""
 
-    class OnGpu(torch.nn.Parameter):
+    class OnGpu(torch.Tensor):
         is_cuda = property(lambda self: True)
 
     generator, first = torch.Generator().manual_seed(3), torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
-    tables = [torch.nn.Parameter(first.clone()), OnGpu(first.clone())]
-    assert tables[1].is_cuda and not tables[0].is_cuda
-    optimizers = [stage2.RowOptimizer([table], settings | {"lr": 0.1, "weight_decay": 0.01}) for table in tables]
+    tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
+    optimizers = [stage2.RowOptimizer([table], [], lr=0.1, weight_decay=0.01, **settings) for table in tables]
+    optimizers[1].rows = [rows.as_subclass(OnGpu) for rows in optimizers[1].rows]
+    assert optimizers[1].rows[0].is_cuda and not optimizers[0].rows[0].is_cuda
     for _ in range(30):
         ids, values = torch.randint(0, 20, (1, 25), generator=generator), torch.randn(25, 3, generator=generator)
         for table, optimizer in zip(tables, optimizers):
             table.grad = torch.sparse_coo_tensor(ids, values, table.shape)
             optimizer.step()
-    torch.testing.assert_close(tables[0].data, tables[1].data.as_subclass(torch.Tensor), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*tables, rtol=1e-5, atol=1e-6)
     assert torch.equal(tables[1][20:].data, first[20:]) and not torch.equal(tables[0][:20].data, first[:20])
 
 
@@ -215,11 +215,10 @@ def test_weight_decay_is_torchs_where_every_row_is_touched(kind):
     tables[1].load_state_dict(tables[0].state_dict())
     settings = {"lr": 0.1, "weight_decay": 0.3}
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], settings | {"l1": 0.0, "start": 0.02})
+        ours = stage2.RowOptimizer([tables[0].weight], [], start=0.02, **settings)
         theirs = torch.optim.Adagrad([tables[1].weight], **settings, initial_accumulator_value=0.02)
     else:
-        moments = {"eps": 1e-9}
-        ours, theirs = stage2.RowOptimizer([tables[0].weight], settings | moments), torch.optim.Adam([tables[1].weight], **settings, eps=1e-9)
+        ours, theirs = stage2.RowOptimizer([tables[0].weight], [], eps=1e-9, **settings), torch.optim.Adam([tables[1].weight], **settings, eps=1e-9)
     for _ in range(30):
         ids, target = torch.randperm(12, generator=generator), torch.randn(12, 3, generator=generator)
         for table, optimizer in zip(tables, (ours, theirs)):
@@ -237,9 +236,10 @@ def test_what_is_no_table_does_the_arithmetic_of_torchs_optimizers(kind):
     ours, theirs = ([torch.nn.Parameter(values.clone()) for values in first] for _ in range(2))
     settings = {"lr": 0.1, "weight_decay": 0.3}
     if kind == "adagrad":
-        optimizers = stage2.RowOptimizer(ours, settings | {"l1": 0.0, "start": 0.02}), torch.optim.Adagrad(theirs, **settings, initial_accumulator_value=0.02)
+        adagrad = torch.optim.Adagrad(theirs, **settings, initial_accumulator_value=0.02)
+        optimizers = stage2.RowOptimizer([], ours, start=0.02, **settings), adagrad
     else:
-        optimizers = stage2.RowOptimizer(ours, settings | {"eps": 1e-9}), torch.optim.Adam(theirs, **settings, eps=1e-9)
+        optimizers = stage2.RowOptimizer([], ours, eps=1e-9, **settings), torch.optim.Adam(theirs, **settings, eps=1e-9)
     for _ in range(30):
         for one, other in zip(ours, theirs):
             one.grad = torch.randn(one.shape, generator=generator)
@@ -259,6 +259,12 @@ def test_training_does_not_load_torchs_compiler(shop, tmp_path):
     assert done.stdout.splitlines()[-1] == "compiler: False"
 
 
+def test_a_checkpoint_holds_weights_without_what_lies_beside_them(shop, tmp_path):
+    """In training they are views of rows that hold their statistics too."""
+    for weight in load(run(tmp_path, shop[0], "--epochs", "1"))["state_dict"].values():
+        assert weight.untyped_storage().nbytes() == weight.nbytes
+
+
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
 @pytest.mark.parametrize(("wide_optimizer", "deep_optimizer"), [("adagrad", "adam"), ("adam", "adagrad")])
 def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep_optimizer):
@@ -267,15 +273,15 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(model, optimizers, *inputs)
     for name, parameter in model.named_parameters():
-        [group] = [optimizer.settings for optimizer in optimizers if any(p is parameter for p in optimizer.parameters)]
+        [found] = [optimizer for optimizer in optimizers if any(p is parameter for p in optimizer.parameters)]
         is_wide = name in ("wide.weight", "linear") or (component == "wide" and name == "bias")
         kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
-        assert group["lr"] == lr and ("adagrad" if "start" in group else "adam") == kind
+        assert found.lr == lr and ("adagrad" if found.start else "adam") == kind
         gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
         if kind == "adagrad":  # the first step of the paper's formulas
-            step = gradient / (group["start"] + gradient**2).sqrt()
+            step = gradient / (found.start + gradient**2).sqrt()
         else:  # as SparseAdam, eps is added before the bias correction
-            step = gradient / (gradient.abs() + group["eps"] / math.sqrt(1 - 0.999))
+            step = gradient / (gradient.abs() + found.eps / math.sqrt(1 - 0.999))
         torch.testing.assert_close(before[name] - parameter.detach(), lr * step, rtol=2e-3, atol=1e-7)
 
 
