@@ -129,9 +129,8 @@ class WideDeep(nn.Module):
         self.wide_offsets, self.deep_offsets = (nn.Buffer(torch.tensor([0, *s[:-1]]).cumsum(0), persistent=False) for s in (wide_sizes, deep_sizes))
         self.bias = nn.Parameter(torch.zeros(1))
         if self.component != "deep":
-            self.wide = nn.Embedding(sum(wide_sizes), 1, sparse=True)  # summing the active weights *is* the linear layer
-            nn.init.zeros_(self.wide.weight)
-            self.linear = nn.Parameter(torch.zeros(self.wide_numeric, 1))
+            self.wide, self.linear = nn.Embedding(sum(wide_sizes), 1, sparse=True), nn.Parameter(torch.zeros(self.wide_numeric, 1))
+            nn.init.zeros_(self.wide.weight)  # summing the active weights *is* the linear layer
         if self.component != "wide":
             self.embedding = nn.Embedding(sum(deep_sizes), config["embedding_dim"], sparse=True)
             nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
@@ -162,12 +161,11 @@ class RowOptimizer:
     def __init__(self, tables: list, others: Iterable, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
         self.parameters, self.rows, self.steps, self.lr, self.decay, self.eps, self.start, self.l1 = [*tables, *others], [], 0, lr, weight_decay, eps, start, l1
         for parameter, old in [(p, p.data) for p in tables] + [(p, p.data.view(1, -1)) for p in self.parameters[len(tables) :]]:
-            self.rows.append(old.new_zeros(len(old), 3 * old.shape[1]))
-            weights, shift, squares = self.rows[-1].chunk(3, 1)
-            if start and old.any():  # weights that are not 0 begin with the sum of gradients that would have led to them
-                shift.sub_(old * start**0.5 / lr + old.sign() * l1)
+            self.rows.append(old.new_full((len(old), 3 * old.shape[1]), start))
+            weights, shift, _ = self.rows[-1].chunk(3, 1)
+            if start:  # weights that are not 0 begin with the sum of gradients that would have led to them
+                shift.copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
             parameter.data = weights.copy_(old).view(parameter.shape)
-            squares.fill_(start)
         self.places = [torch.empty(len(rows), dtype=torch.int32, device=rows.device) for rows in self.rows]  # to work in
 
     def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
@@ -325,7 +323,7 @@ class Training:
         self.model.train()
         total, trained = torch.zeros((), device=self.args.device), 0
         batches, least = rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1 + self.args.batch_norm  # a left-over row has no variance
-        for wide, deep, numeric, target in (batch for batch in batches if len(batch[-1]) >= least):
+        for step, (wide, deep, numeric, target) in enumerate((batch for batch in batches if len(batch[-1]) >= least), 1):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
@@ -340,6 +338,8 @@ class Training:
                 self.mean.update_parameters(self.model)
             total, trained = total + loss.detach() * len(target), trained + len(target)
             bar.update(len(target) * WORKERS)
+            if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
+                bar.set_postfix(loss=f"{float(total) / trained:.4f}")
         for buffer in self.kept.buffers() if WORKERS > 1 else ():  # running means of batch norm are those of a worker's own rows
             distributed.broadcast(buffer, 0)
         return float(total) / trained
