@@ -308,7 +308,7 @@ class Training:
             part.load_state_dict(saved)
         for optimizer, (steps, rows) in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.steps = steps
-            torch._foreach_copy_(optimizer.rows, rows)
+            torch._foreach_copy_(optimizer.rows, [found.to(self.args.device) for found in rows])
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda"])
         self.start = state["start"]
