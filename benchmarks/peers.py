@@ -205,16 +205,17 @@ class WideDeepPeer:
         return self.trainer.predict_proba(X_wide=self.inputs[1][0], X_tab=self.inputs[1][1], batch_size=BATCH)[:, 1]
 
 
-PLAIN_STEPS = 10
+PLAIN_STEPS, PREPARED = 10, "prepared.pkl"
 SYSTEMS = {OURS: Ours, BRIEF: Brief, DEEPCTR: DeepCTR, WIDEDEEP: WideDeepPeer, PLAIN: Plain}
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
-def measure(system: str, folder: Path, epochs: int, prepared: Path) -> dict:
+def measure(system: str, folder: Path, epochs: int) -> dict:
     """In a process of its own: seconds of preprocessing, rows/s of every epoch and of scoring, peak MB; the scores go to folder/scores.npy.
-    Of a system that trains in a second process, preprocessing alone, or the rest where the first has left `prepared`."""
+    Of a system that trains in a second process, preprocessing alone, or the rest where the first has left what it prepared."""
     sys.meta_path.insert(0, NoImages())
-    kind, second = SYSTEMS[system], prepared.exists()
+    kind, prepared = SYSTEMS[system], folder / PREPARED
+    second = prepared.exists()
     for module in kind.trains if second else kind.needs:
         importlib.import_module(module)
     rows = None if second else [pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test")]
@@ -224,10 +225,10 @@ def measure(system: str, folder: Path, epochs: int, prepared: Path) -> dict:
             model = pickle.load(file)
     else:
         model = kind(*rows)
-    if kind.trains and not second:
-        with open(prepared, "wb") as file:
-            pickle.dump(model, file, protocol=5)
-        epochs = 0
+        if kind.trains:
+            epochs = 0
+            with open(prepared, "wb") as file:
+                pickle.dump(model, file, protocol=5)
     found, scores = {"preprocessing_s": time.perf_counter() - begin, "train_rows_per_s": [], "score_rows_per_s": []}, []
     for _ in range(epochs):
         begin = time.perf_counter()
@@ -320,7 +321,7 @@ def main() -> None:
     if args.step:
         system, folder = args.step[0], Path(args.step[1])
         if system in SYSTEMS:
-            told = measure(system, folder, args.epochs, folder / "prepared.pkl")
+            told = measure(system, folder, args.epochs)
         else:
             told = matrix_rates() if system == "rates" else raw_rows(args.data, args.rows, args.test_rows, folder)
         print(json.dumps(told))
@@ -344,7 +345,7 @@ def main() -> None:
                 turns[-1][system] = step(python, system)
                 if SYSTEMS[system].trains:
                     first, second = turns[-1][system], step(python, system)
-                    (Path(folder) / "prepared.pkl").unlink()
+                    (Path(folder) / PREPARED).unlink()
                     both = {"preprocessing_s": first["preprocessing_s"] + second["preprocessing_s"]}
                     turns[-1][system] = second | both | {name: max(first[name], second[name]) for name in ("peak_mb", "work_mb")}
                 print(f"turn {turn + 1}, {system}: {turns[-1][system]}", file=sys.stderr, flush=True)
