@@ -285,6 +285,13 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
         torch.testing.assert_close(before[name] - parameter.detach(), lr * step, rtol=2e-3, atol=1e-7)
 
 
+def test_l1_shrinks_the_wide_weights_and_not_the_bias():
+    model = make_model([50, 40], [50, 30], 1, 2, activation="silu", component="wide")
+    args = stage2.parse_args(["--wide-optimizer", "ftrl", "--wide-l1", "1e6", "--batch-size", "8", "--device", "cpu"])
+    one_step(model, stage2.make_optimizers(model, args), *batch(0, 15))
+    assert not model.wide.weight.any() and not model.linear.any() and model.bias.any()
+
+
 def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatch):
     data, ds = shop
     args = stage2.parse_args(["--data-dir", str(data), "--wide", *WIDE, *QUICK])
