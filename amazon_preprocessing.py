@@ -19,9 +19,8 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: 
 RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
-PARQUET_ROW_GROUP = 262_144
+BLOCK, SAMPLE = 262_144, 2_000_000  # about so many rows are a row group of the file, and get their features at a time; training rows for quantiles, at most
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
 ROW_BYTES = 500  # of memory for a row while it is read, encoded and trained on
@@ -115,11 +114,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    args.dataset = args.dataset or ("csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo")
     for wrong, message in (
-        (args.download and args.input, "--download and --input exclude each other"),
-        ((args.dataset == "demo") == bool(args.input or args.download), "--dataset demo writes its own --input; every other --dataset needs one"),
-        ((args.dataset == "csv") != bool(args.columns), "--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together"),
         (args.test_fraction + args.validation_fraction >= 1, "--test-fraction and --validation-fraction leave no training rows"),
         (args.min_core < 0 or args.seed < 0, "--min-core and --seed take numbers >= 0"),
         (not np.isfinite(args.positive_threshold), "--positive-threshold takes a finite number"),
@@ -131,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------------------ cleaning
+# ------------------------------------------------------------------------------------------------- cleaning and splits
 def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None) -> np.ndarray:
     """Mask [rows] of the largest set in which every user and item has at least k rows (`passes` None), or after that many passes."""
     keep = np.ones(len(user), bool)
@@ -144,30 +139,22 @@ def k_core(user: np.ndarray, item: np.ndarray, k: int, passes: int | None = None
     return keep
 
 
-def clean(args: argparse.Namespace, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.Index], pd.DataFrame]:
-    """Encoded rows after de-duplication and k-core, in the order (time, user, item), the raw ids by encoded id, and the duplicates: of a
-    user-item pair the latest row stays; a row of the user's own test or validation file wins."""
-    rows = rows[~rows[RATING].isin(args.drop_rating).to_numpy()] if args.drop_rating else rows
-    user, item = (rows[name].cat.codes.to_numpy() for name in (USER, ITEM))
-    pair = user.astype(np.int64) * (item.max(initial=0) + 1) + item
-    order, repeated = np.lexsort((rows[TIMESTAMP], rows["given"], pair)), np.zeros(len(rows), bool)
-    repeated[order[:-1]] = pair[order[1:]] == pair[order[:-1]]
-    duplicates = rows.loc[repeated, ["file", "line"]].assign(reason="duplicate user-item pair, a later row stays")
-    keep, passes = ~repeated, None if args.core_passes == "until-stable" else int(args.core_passes)
-    keep[keep] = k_core(user[keep], item[keep], args.min_core, passes)
+def clean(args: argparse.Namespace, rows: dict[str, np.ndarray], ids: dict[str, pd.Index]) -> tuple[pd.DataFrame, dict[str, pd.Index]]:
+    """Rows of the k-core in the order (time, user, item) with encoded ids, and the raw ids by encoded id. Takes the columns out of `rows`, one by one."""
+    keep = k_core(rows[USER], rows[ITEM], args.min_core, None if args.core_passes == "until-stable" else int(args.core_passes))
     if not keep.any():
-        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {(~repeated).sum():,} usable rows has a user and an item with "
+        raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {len(keep):,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
-    rows, ids = rows[keep], {}
-    for name in (USER, ITEM):  # codes in the order of the raw ids, so that they do not depend on the order of lines
-        sorted_ids = rows[name].cat.set_categories(sorted(rows[name].unique())).cat
-        rows[f"{name}_id"], ids[name] = sorted_ids.codes.astype(np.int32) + 1, sorted_ids.categories.insert(0, UNKNOWN)
-    order = np.lexsort((rows["item_id"], rows["user_id"], rows[TIMESTAMP]))
-    texts = [name for name in OWN_TEXT if rows[name].notna().any()]
-    return rows[["user_id", "item_id", RATING, TIMESTAMP, "given", *texts]].iloc[order].reset_index(drop=True), ids, duplicates
+    kept = {}
+    for name in (USER, ITEM):
+        codes = rows.pop(name)[keep]
+        there = np.bincount(codes, minlength=len(ids[name])) > 0
+        kept[f"{name}_id"], ids[name] = np.cumsum(there, dtype=np.int32)[codes], ids[name][there].insert(0, UNKNOWN)
+    order = np.lexsort((kept["item_id"], kept["user_id"], rows[TIMESTAMP][keep]))
+    kept, keep = {name: kept.pop(name)[order] for name in [*kept]}, np.flatnonzero(keep)[order]
+    return pd.DataFrame(kept | {name: rows.pop(name)[keep] for name in [*rows]}, copy=False), ids
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
 def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """Split of every row, 0 train, 1 validation, 2 test. Rows of the user's own files keep theirs."""
     split = rows["given"].to_numpy().copy()
@@ -213,39 +200,48 @@ def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
-def earlier_statistics(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, values: dict[str, np.ndarray], size: int, times: bool = True) -> tuple:
-    """What each row knows of its key from *counted* rows at strictly earlier moments, and what is known of every key in the end.
+class History:
+    """What earlier *counted* rows (training) tell of every key. Blocks of rows come in the order of their moments; rows of one moment share a block."""
 
-    key: [rows] in 0..size-1; moment: [rows]; counted: bool [rows], the training rows; values: name -> [rows], NaN is missing.
-    Returns two dicts of arrays, [rows] and [size]: `review_count` int32, in float64 `avg_<name>` (NaN where nothing came before), with `times`
-    also `last` and `first` moment (NaN likewise). Rows of one key with equal moments do not see each other.
-    """
-    n = len(key)  # a last row per key, at a moment after all others, finds the state at the end
-    key, moment, counted = np.r_[key, np.arange(size, dtype=key.dtype)], np.r_[moment, np.full(size, np.inf)], np.r_[counted, np.zeros(size, bool)]
-    order = np.lexsort((moment, key))
-    key, moment, counted = key[order], moment[order], counted[order]
-    above = np.cumsum(counted, dtype=np.int32) - counted  # counted rows above each row; it knows those from number begin to end - 1
-    new, begin, end = np.r_[True, key[1:] != key[:-1]], np.empty(len(key), np.int32), np.empty(len(key), np.int32)
-    begin[order] = np.maximum.accumulate(np.where(new, above, 0))
-    new[1:] |= moment[1:] != moment[:-1]
-    end[order] = np.maximum.accumulate(np.where(new, above, 0))
-    numbers, when = order[counted], np.r_[moment[counted], np.nan] if times else None  # rows and moments of the counted; number -1 is none
-    del order, above, new, key, moment, counted  # tens of millions of rows must fit into memory
+    def __init__(self, size: int, timed: bool = False) -> None:
+        self.count, self.totals = np.zeros(size, np.int32), {}
+        self.last, self.first = (np.full(size if timed else 0, np.nan) for _ in range(2))
 
-    def total(v: np.ndarray) -> np.ndarray:
-        running = np.zeros(len(v) + 1)
-        np.cumsum(v, dtype=np.float64, out=running[1:])
-        return np.subtract(upto := running[end], running[begin], out=upto)
+    def see(self, key: np.ndarray, moment: np.ndarray, counted: np.ndarray) -> dict[str, np.ndarray]:
+        """The next block: what each row [n] knows of its key, `review_count` int32 and, where timed, moments `last` and `first`, NaN where there is none."""
+        self.order = np.lexsort((moment, key))
+        key, moment, counted = (of_rows[self.order] for of_rows in (key, moment, counted))
+        above, self.counted = np.cumsum(counted) - counted, self.order[counted]  # a row knows of the counted ones those from number begin to end - 1
+        new, later = (np.append(True, by[1:] != by[:-1]) for by in (key, moment))
+        begin, end = (np.maximum.accumulate(np.where(at, above, 0)) for at in (new, new | later))
+        bottom = np.flatnonzero(np.append(new[1:], True))  # the last row of every key
+        self.of_rows, self.of_keys = (key, begin, end), (key[bottom], begin[bottom], above[bottom] + counted[bottom])
+        known = {"review_count": self.sum(self.count, np.ones(len(self.counted))).astype(np.int32)}
+        if len(self.last):
+            when, known["last"], known["first"] = np.append(moment[counted], np.nan), *np.empty((2, len(key)))  # number -1 is none
+            ends = [(np.where(end > begin, when[end - 1], self.last[key]), np.fmin(self.first[key], when[np.where(end > begin, begin, -1)]))
+                    for key, begin, end in (self.of_rows, self.of_keys)]  # fmt: skip
+            (known["last"][self.order], known["first"][self.order]), (self.last[self.of_keys[0]], self.first[self.of_keys[0]]) = ends
+        return known
 
-    found = {"review_count": end - begin}
-    for name, value in values.items():
-        value = value[numbers]
-        known = total(~np.isnan(value)) if np.isnan(value).any() else found["review_count"]
-        with np.errstate(invalid="ignore"):
-            found[f"avg_{name}"] = np.divide(of_all := total(np.nan_to_num(value, copy=False)), known, out=of_all)
-    if times:
-        found |= {"last": when[np.where(end > begin, end - 1, -1)], "first": when[np.where(end > begin, begin, -1)]}
-    return {name: value[:n] for name, value in found.items()}, {name: value[n:].copy() for name, value in found.items()}  # a view would keep all
+    def sum(self, sums: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sum, float64 [rows], of the counted rows' values that each row of the block knows; the block's are added to the sums of the keys [size]."""
+        running, found = np.append(0.0, np.cumsum(values, dtype=np.float64)), np.empty(len(self.order))
+        found[self.order], sums[self.of_keys[0]] = (sums[key] + running[end] - running[begin] for key, begin, end in (self.of_rows, self.of_keys))
+        return found
+
+    @np.errstate(invalid="ignore")
+    def average(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Mean, float64 [rows], of what each row of the block knows of the values, of which NaN is missing; NaN where it knows nothing."""
+        sums, numbers = self.totals.setdefault(name, (np.zeros(len(self.count)), np.zeros(len(self.count), np.int32)))
+        values = values[self.counted]
+        return self.sum(sums, np.nan_to_num(values)) / self.sum(numbers, ~np.isnan(values))
+
+    @np.errstate(invalid="ignore")
+    def state(self) -> dict[str, np.ndarray]:
+        """What is known of every key in the end, [size]."""
+        moments = {"last_timestamp": self.last, "first_timestamp": self.first} if len(self.last) else {}
+        return {"review_count": self.count, **{f"avg_{name}": sums / numbers for name, (sums, numbers) in self.totals.items()}, **moments}
 
 
 def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
@@ -253,36 +249,52 @@ def moments_of(rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     return rows[TIMESTAMP].to_numpy() if rows[TIMESTAMP].notna().all() else np.where(rows["split"] == 0, rng.permutation(len(rows)), len(rows))
 
 
-def add_history(features: str, rows: pd.DataFrame, moment: np.ndarray, ids: dict[str, pd.Index]) -> dict[str, pd.DataFrame]:
-    """Add the user_* and item_* columns of every row; return both tables with their numeric state at the end of training.
-
-    A residual is a rating minus what was expected of it at its moment: for the user's average, the item's damped average
-    so far, and the other way round. It tells a generous user from one who bought good things.
-    """
-    train, timed = (rows["split"] == 0).to_numpy(), bool(rows[TIMESTAMP].notna().all())
-    keys, sizes = {who: rows[f"{who}_id"].to_numpy() for who in ids}, {who: len(raw) for who, raw in ids.items()}
-    values, tables, expected = {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows}, {}, {}
-    overall = earlier_statistics(np.zeros(len(rows), np.int8), moment, train, {RATING: values[RATING]}, 1, False)[0]["avg_rating"]
-    for who, size in sizes.items():
-        columns, state = earlier_statistics(keys[who], moment, train, values, size, timed)  # the place in a random order is no time
-        expected[who] = damped(columns["avg_rating"], columns["review_count"], overall)
-        if features == "as-published":  # averages and counts over all rows, the row itself and the test rows included
-            leak = earlier_statistics(keys[who], moment, np.ones_like(train), values, size, False)[1]
-            columns, state = columns | {name: value[keys[who]] for name, value in leak.items()}, state | leak
-        rows[f"{who}_days_since_last"] = ((moment - columns.pop("last", np.nan)) / DAY_S).astype(np.float32)
-        if who == "item":
-            rows["item_age_days"] = ((moment - columns.pop("first", np.nan)) / DAY_S).astype(np.float32)
-        for name in [name for name in STATE if name in columns]:
-            rows[f"{who}_{name}"] = columns.pop(name).astype(np.int32 if name == "review_count" else np.float32)
-        ends = {f"{who}_{name}_timestamp": state.get(name, np.nan) for name in ("last", "first")}
-        trained = {who: ids[who], "train_count": np.bincount(keys[who][train], minlength=size)}
-        tables[who] = pd.DataFrame(trained | {f"{who}_{name}": state.get(name, np.nan) for name in STATE} | ends)
-    for who, other in (("item", "user"), ("user", "item")):
-        residual = values[RATING] - expected.pop(other)
-        known, ended = (found["avg_residual"] for found in earlier_statistics(keys[who], moment, train, {"residual": residual}, sizes[who], False))
-        rows[f"{who}_avg_residual"], tables[who][f"{who}_avg_residual"] = known.astype(np.float32), ended
+def add_history(rows: pd.DataFrame, moment: np.ndarray, past: dict[str, History]) -> None:
+    """Add the user_* and item_* columns of a block of rows, whose training rows then belong to the past. A residual is a rating minus what was expected of
+    it: for the user's average, the item's damped average so far, and the other way round. It tells a generous user from one who bought good things."""
+    train, values, expected = (rows["split"] == 0).to_numpy(), {n: rows[n].to_numpy() for n in (RATING, *OWN_TEXT) if n in rows}, {}
+    past["all"].see(np.zeros(len(rows), np.int8), moment, train)
+    overall = past["all"].average(RATING, values[RATING])
+    for who in (USER, ITEM):
+        known = past[who].see(rows[f"{who}_id"].to_numpy(), moment, train)
+        known |= {f"avg_{name}": past[who].average(name, of_rows) for name, of_rows in values.items()}
+        expected[who] = damped(known["avg_rating"], known["review_count"], overall)
+        rows[f"{who}_days_since_last"] = ((moment - known.pop("last", np.nan)) / DAY_S).astype(np.float32)
+        if who == ITEM:
+            rows["item_age_days"] = ((moment - known.pop("first", np.nan)) / DAY_S).astype(np.float32)
+        for name in [name for name in STATE if name in known]:
+            rows[f"{who}_{name}"] = known[name].astype(np.int32 if name == "review_count" else np.float32)
+    for who, other in ((ITEM, USER), (USER, ITEM)):
+        residual = values[RATING] - expected[other]
+        rows[f"{who}_avg_residual"] = past[who].average("residual", residual).astype(np.float32)
     rows["user_residual"] = residual.astype(np.float32)
-    return tables
+
+
+def encoded(features: str, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> Iterator[pd.DataFrame]:
+    """The rows with their features and crosses, about BLOCK at a time, all of a moment together (all at once if not in the order of their moments).
+    After the last, the tables and the specification of cross_user_category, by cross id, hold the state at the end of training."""
+    pairs, leak, timed = vocabularies["crosses"]["cross_user_category"], {}, rows[TIMESTAMP].notna().all()
+    past = {"all": History(1), "pair": History(pairs["size"]), **{who: History(len(table), timed) for who, table in tables.items()}}
+    for who, table in tables.items() if features == "as-published" else ():  # averages and counts over all rows, the row itself and the test rows included
+        leak[who] = rows.groupby(f"{who}_id")[[n for n in (RATING, *OWN_TEXT) if n in rows]].mean().reindex(range(len(table))).add_prefix(f"{who}_avg_")
+        leak[who][f"{who}_review_count"] = np.bincount(rows[f"{who}_id"], minlength=len(table))
+    ends = np.searchsorted(moment, moment[BLOCK - 1 :: BLOCK], side="right") if (np.diff(moment) >= 0).all() else []
+    edges = np.unique([0, *ends, len(rows)])
+    for at in map(slice, edges[:-1], edges[1:]):
+        block = rows[at].reset_index(drop=True).assign(**encode_moments(rows[TIMESTAMP].to_numpy()[at], vocabularies))
+        add_history(block, moment[at], past)
+        for who, of_all in leak.items():
+            block = block.assign(**of_all.take(block[f"{who}_id"]).astype(block.dtypes[[*of_all]]).set_axis(block.index))
+        codes = field_codes(block, tables, vocabularies)
+        block = block.assign(**{name: cross_ids(codes[spec["left"]], codes[spec["right"]], spec) for name, spec in vocabularies["crosses"].items()})
+        counted = ((block["cross_user_category"] > 0) & (block["split"] == 0)).to_numpy()  # pairs outside the vocabulary have no history of their own
+        block["user_category_review_count"] = past["pair"].see(block["cross_user_category"].to_numpy(), moment[at], counted)["review_count"]
+        block["user_category_avg_residual"] = past["pair"].average("residual", block.pop("user_residual").to_numpy()).astype(np.float32)
+        yield block.drop(columns=["given", *(OWN_TEXT if features == "honest" else ())], errors="ignore")
+    for who, table in tables.items():
+        tables[who] = table.assign(**{f"{who}_{name}": of_key for name, of_key in past[who].state().items()} | dict(leak.get(who, {})))
+    state = past["pair"].state()
+    pairs["state"] = dict(zip(PAIR_STATE, (state["review_count"], state["avg_residual"].astype(np.float32))))
 
 
 # ------------------------------------------------------------------------------ vocabularies, numeric features, crosses
@@ -308,8 +320,7 @@ def damped(average: np.ndarray, count: np.ndarray, prior: float) -> np.ndarray:
 
 
 def numeric_values(name: str, frame: pd.DataFrame, tables: dict[str, pd.DataFrame], spec: dict) -> np.ndarray:
-    """A numeric feature before normalisation: averages are damped by their counts, counts are log(1 + n). What no rating
-    changes, a price or a genre, stands in the users' or items' table; all else in the frame."""
+    """A numeric feature before normalisation: of the frame or, what no rating changes (a price), of a table. Averages are damped, counts log(1 + n)."""
     who = name.split("_")[0]
     values = (frame[name].to_numpy() if name in frame else tables[who][name].to_numpy()[frame[f"{who}_id"]]).astype(np.float64)
     if spec["prior"] is None:
@@ -319,20 +330,19 @@ def numeric_values(name: str, frame: pd.DataFrame, tables: dict[str, pd.DataFram
 
 
 def normalise(values: np.ndarray, spec: dict) -> np.ndarray:
-    """float32 around 0, missing is 0. Averages and counts are standardised: they go on growing after training, and how far
-    an average is from usual would be lost in its rank. All else becomes its training quantile, as in Cheng et al. 2016
-    (section 4.1), spread to -1..1."""
+    """float32 around 0, missing is 0. Averages and counts are standardised: they go on growing after training, and how far an average is from usual
+    would be lost in its rank. All else becomes its training quantile, as in Cheng et al. 2016 (section 4.1), spread to -1..1."""
     if spec["knots"]:
         return np.nan_to_num(2 * np.interp(values, spec["knots"], spec["levels"]) - 1).astype(np.float32)
     return np.nan_to_num((values - spec["mean"]) / spec["deviation"]).astype(np.float32)
 
 
-def fit_numeric(name: str, rows: pd.DataFrame, train: np.ndarray, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
-    """Specification of one numeric feature from the training rows, a mask: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
+def fit_numeric(name: str, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
+    """Specification of one numeric feature from training rows: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
     A column of a field with several values, named field=value, stays 0 or 1."""
     spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
     values = numeric_values(name, rows, tables, spec)
-    values = values[train & ~np.isnan(values)]
+    values = values[~np.isnan(values)]
     if not len(values) or "=" in name:
         return spec
     if "_avg_" in name or name.endswith("_count"):
@@ -342,12 +352,9 @@ def fit_numeric(name: str, rows: pd.DataFrame, train: np.ndarray, tables: dict[s
 
 
 def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
-    """Ids of the crosses left x right, 0 where either code is unknown or the pair is not in the vocabulary.
-
-    left, right: integer arrays that broadcast. Exact crosses look the pair up among the sorted training pairs;
-    hashed ones mix its key (the finaliser of splitmix64, Steele et al. 2014), which is stable across machines.
-    The id depends on the two codes and the specification alone, so any candidate gets it at any time.
-    """
+    """Ids of the crosses left x right (integer arrays that broadcast), 0 where either code is unknown or the pair is not in the vocabulary. Exact crosses
+    look the pair up among the sorted training pairs; hashed ones mix its key (the finaliser of splitmix64, Steele et al. 2014), which is stable across
+    machines. The id depends on the two codes and the specification alone, so any candidate gets it at any time."""
     key = np.asarray(left, np.int64) * spec["right_size"] + np.asarray(right, np.int64)  # distinct for distinct pairs
     if spec["kind"] == "exact":
         keys = spec["keys"] if len(spec["keys"]) else np.array([-1])
@@ -361,10 +368,10 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     return np.where((np.asarray(left) == 0) | (np.asarray(right) == 0), 0, ids).astype(np.int32)
 
 
-def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
-    """Specification of a cross from the training rows' codes: the exact pairs where they are few, else a hash."""
-    known = (left > 0) & (right > 0)
-    keys = np.sort(left[known].astype(np.int64) * right_size + right[known])
+def fit_cross(blocks: Iterable[tuple[np.ndarray, np.ndarray]], right_size: int) -> dict:
+    """Specification of a cross from the training rows' codes (left, right), in blocks: the exact pairs where they are few, else a hash."""
+    keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in blocks])
+    keys.sort()
     keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
     if len(keys) <= EXACT_PAIRS:
         return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
@@ -372,20 +379,17 @@ def fit_cross(left: np.ndarray, right: np.ndarray, right_size: int) -> dict:
 
 
 def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
-    """Codes of every categorical field for rows with user_id, item_id, the CONTEXT codes and the users' and items' state.
-
-    The one way in which training rows, test rows and catalogue candidates get their features. An id without
-    training rows becomes 0 (its attributes stay): nothing was learned for it.
-    """
+    """Codes of every categorical field for rows with user_id, item_id, the CONTEXT codes and the users' and items' state: the one way in which training rows,
+    test rows and catalogue candidates get their features. An id without training rows becomes 0 (its attributes stay): nothing was learned for it."""
     codes = {name: frame[name].to_numpy() for name in CONTEXT}
     for who, table in tables.items():
         ids = frame[f"{who}_id"].to_numpy()
         codes |= {name: table[name].to_numpy()[ids] for name in vocabularies["categories"][who]}
         codes[f"{who}_id"] = np.where(table["train_count"].to_numpy()[ids] > 0, ids, 0)
-        average = f"{who}_avg_rating"
-        values = numeric_values(average, frame, tables, vocabularies["numeric"][average])
-        bucket = np.searchsorted(vocabularies["bucket_edges"][average], values, side="right") + 1
-        codes[f"{who}_rating_bucket"] = np.where(frame[f"{who}_review_count"] > 0, bucket, 0).astype(np.int32)
+        if (average := f"{who}_avg_rating") in vocabularies["bucket_edges"] and average in frame:
+            values = numeric_values(average, frame, tables, vocabularies["numeric"][average])
+            bucket = np.searchsorted(vocabularies["bucket_edges"][average], values, side="right") + 1
+            codes[f"{who}_rating_bucket"] = np.where(frame[f"{who}_review_count"] > 0, bucket, 0).astype(np.int32)
     return codes
 
 
@@ -415,9 +419,8 @@ class Features:
 
     def values(self, name: str) -> np.ndarray:
         """What the codes of a field stand for, UNKNOWN where an id has no training rows."""
-        if name in ("user_id", "item_id"):
-            table = self.tables[name[:4]]
-            return table[name[:4]].where(table["train_count"] > 0, UNKNOWN).to_numpy()
+        if (who := name.removesuffix("_id")) in self.tables:
+            return self.tables[who][who].where(self.tables[who]["train_count"] > 0, UNKNOWN).to_numpy()
         return np.array(self.vocabularies.get(name, range(RATING_BUCKETS + 1)), object)
 
     def wide_ids(self, name: str, codes: dict[str, np.ndarray]) -> np.ndarray:
@@ -472,60 +475,57 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
     return pd.concat(parts, axis=1)
 
 
-def fit_vocabularies(args, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
-    """Every vocabulary, quantile and bucket of rows and moments, from the training rows."""
-    train = (rows["split"] == 0).to_numpy()
-    times = rows.loc[train, TIMESTAMP].dropna().to_numpy(np.int64)
-    vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(times).items()}
-    averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
-    of_rows = [*NUMERIC, *(name for name in OWN_TEXT if name in rows and args.features != "honest")]  # a row's own text came after what is to be predicted
-    numeric = [n for n in of_rows if n not in PAIR_STATE] + [n for names in vocabularies["attributes"].values() for n in names]
-    vocabularies["numeric"] = {name: fit_numeric(name, rows, train, tables, averages) for name in numeric}
-    levels = np.arange(1, RATING_BUCKETS) / RATING_BUCKETS
-    averages = {name: numeric_values(name, rows, tables, vocabularies["numeric"][name])[train] for name in ("user_avg_rating", "item_avg_rating")}
-    vocabularies["bucket_edges"] = {name: np.unique(np.quantile(values, levels)).tolist() for name, values in averages.items()}
-
-
-def add_crosses(wanted: dict[str, tuple[str, str]], rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
-    """Fit every cross, given as name: (left, right), on the training rows; add the cross_* columns and PAIR_STATE to all rows. The state of
-    pairs at the end of training stands, by cross id, in the specification of cross_user_category."""
-    codes, train = field_codes(rows, tables, vocabularies), (rows["split"] == 0).to_numpy()
+def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
+    """Fit on the training rows every cross, wanted as name: (left, right), and every scale, quantile and bucket that the vocabularies lack; give the tables
+    their state. Of more than SAMPLE training rows some stand for all in scales, quantiles and buckets."""
+    crosses, numeric, edges, sample = *(vocabularies[name] for name in ("crosses", "numeric", "bucket_edges")), []
     sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
-    sizes |= {name: len(vocabularies[name]) for name in codes if name in vocabularies}
-    vocabularies["crosses"] = {}
-    for name, (left, right) in wanted.items():
-        if unknown := {left, right} - sizes.keys():
-            raise InputError(f"--cross {left}:{right}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
-        left, right = sorted((left, right), key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
-        spec = fit_cross(codes[left][train], codes[right][train], sizes[right])
-        rows[name] = cross_ids(codes[left], codes[right], spec)
-        vocabularies["crosses"][name] = {"left": left, "right": right, **spec}
-    del codes
-    key, spec = rows["cross_user_category"].to_numpy(), vocabularies["crosses"]["cross_user_category"]
-    counted, spec["state"] = train & (key > 0), {}  # pairs outside the vocabulary, id 0, have no history of their own
-    known, state = earlier_statistics(key, moment, counted, {"residual": rows["user_residual"].to_numpy()}, spec["size"], False)
-    for name, short, dtype in zip(PAIR_STATE, ("review_count", "avg_residual"), (np.int32, np.float32)):
-        rows[name], spec["state"][name] = known[short].astype(dtype), state[short].astype(dtype)
-        vocabularies["numeric"][name] = fit_numeric(name, rows, train, {}, {"residual": 0.0})
+    sizes |= {name: len(vocabularies[name]) for name in (*CONTEXT, *vocabularies["categories"][USER], *vocabularies["categories"][ITEM])}
+
+    def training_pairs(left: str, right: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Codes of two fields, a block at a time."""
+        for begin in range(0, len(rows), BLOCK):
+            block = rows[begin : begin + BLOCK].loc[lambda block: block["split"] == 0]
+            codes = field_codes(block.assign(**encode_moments(block[TIMESTAMP].to_numpy(), vocabularies)), tables, vocabularies)
+            yield codes[left], codes[right]
+
+    for name, sides in wanted.items():
+        if unknown := {*sides} - sizes.keys():
+            raise InputError(f"--cross {':'.join(sides)}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
+        left, right = sorted(sides, key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
+        of_buckets = any(side.endswith("_rating_bucket") for side in sides)  # they are fitted below, so all their pairs get an id
+        pairs = [np.divmod(np.arange(sizes[left] * sizes[right]), sizes[right])] if of_buckets else training_pairs(left, right)
+        crosses[name] = {"left": left, "right": right, **fit_cross(pairs, sizes[right])}
+    train, of_state = (rows["split"] == 0).to_numpy(), {"cross_user_category": crosses["cross_user_category"]}
+    for block in encoded(features, rows, moment, tables, vocabularies | {"crosses": of_state}):
+        sample.append(block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]))
+    sample, of_rows = pd.concat(sample), [*NUMERIC, *(n for n in OWN_TEXT if n in rows and features != "honest")]  # own text came after what is to be predicted
+    averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
+    for name in [*of_rows, *(n for names in vocabularies["attributes"].values() for n in names)]:
+        numeric[name] = numeric.get(name) or fit_numeric(name, sample, tables, averages)
+    for name in ("user_avg_rating", "item_avg_rating"):
+        levels = np.quantile(numeric_values(name, sample, tables, numeric[name]), np.arange(1, RATING_BUCKETS) / RATING_BUCKETS)
+        edges[name] = edges.get(name) or np.unique(levels).tolist()
 
 
-def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index], attributes: Attributes) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict]:
-    """Split the clean rows and add every feature: (rows by time, tables of users and items, vocabularies)."""
+def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index], attributes: Attributes) -> tuple[np.ndarray, dict[str, pd.DataFrame], dict]:
+    """Split the clean rows and fit every feature: (moments of the rows, tables of users and items, vocabularies)."""
     rng = np.random.default_rng(args.seed)
     rows["label"] = (rows[RATING] >= args.positive_threshold).astype(np.int8)
     rows["split"] = split_rows(args, rows, rng).astype(np.int8)
-    moment = moments_of(rows, rng)
-    state = add_history(args.features, rows, moment, ids)
+    moment, train = moments_of(rows, rng), rows["split"] == 0
     products = attributes.items.reindex(columns=[*dict.fromkeys([*TEXTS, *attributes.items])]).astype(dict.fromkeys(TEXTS, object))
-    vocabularies, tables = {"categories": {USER: [], ITEM: []}, "attributes": {}, "groups": {}}, {}
+    vocabularies, tables = {"categories": {USER: [], ITEM: []}, **{name: {} for name in ("attributes", "groups", "numeric", "bucket_edges", "crosses")}}, {}
     for who, table in ((USER, attributes.users), (ITEM, products)):
         leaky = [name for name in table if name.startswith("site_") and args.features == "honest"]  # a site-wide figure contains what is to be predicted
-        tables[who] = add_attributes(who, state[who], table.drop(columns=leaky), vocabularies)
-    fit_vocabularies(args, rows, tables, vocabularies)
-    rows = rows.assign(**encode_moments(rows[TIMESTAMP].to_numpy(), vocabularies))
+        known = {who: ids[who], "train_count": np.bincount(rows.loc[train, f"{who}_id"], minlength=len(ids[who]))}
+        known |= dict.fromkeys([f"{who}_{name}" for name in (*STATE, "last_timestamp", "first_timestamp")], np.nan)
+        tables[who] = add_attributes(who, pd.DataFrame(known), table.drop(columns=leaky), vocabularies)
+    days = np.unique(rows.loc[train, TIMESTAMP].dropna() // DAY_S)
+    vocabularies |= {name: [UNKNOWN, *np.unique(values).tolist()] for name, values in moment_values(days * DAY_S).items()}
     further = {f"cross_{left}_{right}": (left, right) for left, right in (cross.split(":") for cross in args.cross)}
-    add_crosses(CROSSES | further, rows, moment, tables, vocabularies)
-    return rows.drop(columns=["given", "user_residual", *(OWN_TEXT if args.features == "honest" else ())], errors="ignore"), tables, vocabularies
+    fit_features(args.features, CROSSES | further, rows, moment, tables, vocabularies)
+    return moment, tables, vocabularies
 
 
 # ------------------------------------------------------------------------------------------------------------ artifacts
@@ -549,19 +549,23 @@ def describe_file(path: Path) -> dict:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def write_reviews(path: Path, rows: pd.DataFrame) -> None:
-    """The rows in zstd parquet, by split; no row group spans two splits, so a split can be read alone."""
-    with pq.ParquetWriter(path, reviews_table(rows[:1]).schema, compression="zstd") as writer:
-        for of_split in (np.flatnonzero(rows["split"] == split) for split in range(len(SPLITS))):
-            for begin in range(0, len(of_split), PARQUET_ROW_GROUP):
-                writer.write_table(reviews_table(rows.iloc[of_split[begin : begin + PARQUET_ROW_GROUP]]))
-
-
-def reviews_table(rows: pd.DataFrame) -> pa.Table:
-    """Rows as they are stored: the split by its name, the time a whole number or nothing, lengths of texts also where there are no texts."""
-    table = pa.Table.from_pandas(rows.assign(**dict.fromkeys([name for name in NUMERIC if name not in rows], np.float32("nan"))), preserve_index=False)
-    table = table.set_column(table.column_names.index("split"), "split", pa.array(np.array(SPLITS, object)[rows["split"]]).dictionary_encode())
-    return table.set_column(table.column_names.index(TIMESTAMP), TIMESTAMP, pa.array(rows[TIMESTAMP], from_pandas=True).cast(pa.int64()))
+def write_reviews(path: Path, blocks: Iterable[pd.DataFrame], counts: Sequence[int]) -> None:
+    """The rows in zstd parquet, by split (of so many rows); no row group spans two splits, so a split can be read alone. A row waits in memory until those
+    of earlier splits are written. The split is written by its name, the time a whole number or nothing, lengths of texts also where there are no texts."""
+    writer, waiting, left = None, [[], [], []], np.array(counts)
+    for block in blocks:
+        names, times = pd.Categorical.from_codes(block["split"], SPLITS), block[TIMESTAMP].astype("Int64")
+        missing = dict.fromkeys([name for name in NUMERIC if name not in block], np.float32("nan"))
+        table = pa.Table.from_pandas(block.assign(**missing, split=names, timestamp=times), preserve_index=False).replace_schema_metadata()
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        for code, tables in enumerate(waiting):
+            tables.append(table.filter(pa.array(block["split"] == code)))
+            rows = pa.concat_tables(tables)
+            if len(rows) and not left[:code].any():
+                writer.write_table(rows, row_group_size=-(-len(rows) // max(round(len(rows) / BLOCK), 1)))
+                left[code] -= len(rows)
+                tables.clear()
+    writer.close()
 
 
 def convert(tree: Any, kind: type, function: Callable) -> Any:
@@ -574,8 +578,7 @@ def convert(tree: Any, kind: type, function: Callable) -> Any:
 def write_index(path: Path, index: dict) -> None:
     """dataset.json: the index with size and SHA-256 of the other files, which are still under temporary names like its own."""
     index["files"] = {name: describe_file(path.with_name(path.name.replace(INDEX, name))) for name in (*DATA, REJECTED, EXPLORATION)}
-    contents = "".join(index["files"][name]["sha256"] for name in DATA)
-    index["fingerprint"] = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    index["fingerprint"] = hashlib.sha256("".join(index["files"][name]["sha256"] for name in DATA).encode()).hexdigest()[:16]
     path.write_text(json.dumps(index, indent=1) + "\n")
 
 
@@ -607,7 +610,7 @@ class Dataset:
         of_split = (self.reviews["split"] == split).to_numpy()
         if not self.streamed:
             places = np.flatnonzero(of_split)
-            return [partial(self.reviews.take, places[begin : begin + PARQUET_ROW_GROUP]) for begin in range(0, len(places), PARQUET_ROW_GROUP)]
+            return [lambda begin=begin: self.reviews.take(places[begin : begin + BLOCK]) for begin in range(0, len(places), BLOCK)]
         file = pq.ParquetFile(self.folder / REVIEWS)
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         return [lambda group=group: file.read_row_group(group).to_pandas() for group in np.flatnonzero(of_split[ends - 1])]
@@ -628,8 +631,7 @@ def load_dataset(folder: Path) -> Dataset:
             require(describe_file(folder / name) == told, f"it is not the file that {INDEX} names")
         columns = {REVIEWS: [*THIN]} if ROW_BYTES * sum(index["rows"].values()) > MEMORY / 2 else {}
         frames = [pq.read_table(folder / (name := table), columns=columns.get(table)).to_pandas() for table in (REVIEWS, USERS, ITEMS)]
-        name = VOCABULARIES
-        vocabularies = BuiltinsOnly(io.BytesIO((folder / name).read_bytes())).load()
+        vocabularies = BuiltinsOnly(io.BytesIO((folder / (name := VOCABULARIES)).read_bytes())).load()
         vocabularies["crosses"] = convert(vocabularies["crosses"], list, np.array)
         dataset, name = Dataset(folder, index, *frames, vocabularies, bool(columns)), ""
         check_dataset(dataset)
@@ -669,8 +671,7 @@ def check_dataset(ds: Dataset) -> None:
         require(even and all(len(values) == spec["size"] for values in spec.get("state", {}).values()), f"{name} is not a cross")
     for name, spec in words["numeric"].items():
         numbers = [*spec["knots"], *spec["levels"], spec["mean"], spec["deviation"], 1 / spec["deviation"]]
-        whole = np.isfinite(numbers).all() and len(spec["knots"]) == len(spec["levels"]) and (np.diff(spec["knots"]) > 0).all()
-        require(whole, f"{name} is not finite, or its quantiles do not increase")
+        require(np.isfinite(numbers).all() and len(spec["knots"]) == len(spec["levels"]) and (np.diff(spec["knots"]) > 0).all(), f"{name} has no scale")
     for name in SPLITS:
         for block in ds.blocks(name):
             check_rows(ds, block(), name)
@@ -702,14 +703,15 @@ def with_validation(ds: Dataset) -> Dataset:
     pairs is counted anew. What attributes and moments stand for, scales, and lengths of texts stay as training rows have them."""
     if ds.streamed:
         raise InputError(f"{ds.folder}: its rows do not fit into the memory of this machine, and --refit needs them there")
-    split, vocabularies = ds.reviews["split"], ds.vocabularies | {"numeric": dict(ds.vocabularies["numeric"])}
-    rows = ds.reviews.drop(columns=[*OWN_TEXT], errors="ignore").assign(split=2 * (split == "test"))  # no lengths of texts, so no new averages of them
-    moment = moments_of(rows, np.random.default_rng(ds.index["seed"]))
-    state = add_history(ds.index["features"], rows, moment, {who: table[who] for who, table in ds.tables.items()})
-    tables = {who: table.assign(**state[who].dropna(axis="columns", how="all")) for who, table in ds.tables.items()}
-    add_crosses({name: (spec["left"], spec["right"]) for name, spec in vocabularies["crosses"].items()}, rows, moment, tables, vocabularies)
-    index = ds.index | {"last_training_timestamp": None if rows[TIMESTAMP].isna().any() else int(rows[TIMESTAMP][split != "test"].max())}
-    return Dataset(ds.folder, index, ds.reviews.assign(**rows.drop(columns=["split", "user_residual"])), *tables.values(), vocabularies)
+    rows = ds.reviews[["user_id", "item_id", RATING, TIMESTAMP, "label"]].assign(split=2 * (ds.reviews["split"] == "test"))  # no texts
+    moment, train = moments_of(rows, np.random.default_rng(ds.index["seed"])), rows[rows["split"] == 0]
+    vocabularies = ds.vocabularies | {"crosses": {}, "numeric": {name: spec for name, spec in ds.vocabularies["numeric"].items() if name not in PAIR_STATE}}
+    tables = {who: table.assign(train_count=np.bincount(train[f"{who}_id"], minlength=len(table))) for who, table in ds.tables.items()}
+    wanted = {name: (spec["left"], spec["right"]) for name, spec in ds.vocabularies["crosses"].items()}
+    fit_features(ds.index["features"], wanted, rows, moment, tables, vocabularies)
+    reviews = pd.concat(encoded(ds.index["features"], rows, moment, tables, vocabularies), ignore_index=True).drop(columns="split")
+    index = ds.index | {"last_training_timestamp": None if rows[TIMESTAMP].isna().any() else int(train[TIMESTAMP].max())}
+    return Dataset(ds.folder, index, ds.reviews.assign(**reviews), *tables.values(), vocabularies)
 
 
 # ---------------------------------------------------------------------------------------------------------- the report
@@ -723,16 +725,16 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     margins = {"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3}
     figure, ((ratings, of_users, of_items), (activity, likes, cold)) = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw=margins)
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
-    split, new = pd.Categorical.from_codes(rows["split"], SPLITS), {}
+    split, shares = rows["split"].to_numpy(), {}
     rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format).mul(100).plot.bar(ax=ratings, title="Ratings", ylabel="% of rows", rot=0)
     for axis, who, table in ((of_users, "user", users), (of_items, "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts)
         axis.set(title=f"Ratings per {who}: median {np.median(counts):g}, most {counts[0]:,}", xlabel=f"{who}s, most rated first", ylabel="ratings")
-        new[f"new {who}s"] = rows[f"{who}_id"].map(table["train_count"] == 0)
-    shares = pd.DataFrame(new).groupby(split, observed=True).mean().drop("train").mul(100)
-    if len(shares):  # not all rows are training rows
-        shares.plot.bar(ax=cold, rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
+        new = (table["train_count"] == 0).to_numpy()[rows[f"{who}_id"]]
+        shares[f"new {who}s"] = 100 * np.bincount(split[new], minlength=len(SPLITS)) / np.bincount(split, minlength=len(SPLITS)).clip(1)
+    if split.any():  # not all rows are training rows
+        pd.DataFrame(shares, SPLITS)[1:].plot.bar(ax=cold, rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
     for axis in (ratings, cold):
         axis.margins(y=0.12)
         for bars in axis.containers:
@@ -741,12 +743,13 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         activity.set_title("no timestamps, so no activity over time")
         likes.set_axis_off()
     else:
-        quarter = rows[TIMESTAMP].to_numpy("datetime64[s]").astype("datetime64[M]").astype(np.int64) // 3  # since 1970
-        first, quarters = pd.Period(ordinal=quarter.min(), freq="Q"), quarter - quarter.min()
-        counts = np.bincount(quarters * len(SPLITS) + rows["split"], minlength=len(SPLITS) * (quarters.max() + 1)).reshape(-1, len(SPLITS))
-        by_split = pd.DataFrame(counts, pd.period_range(first, periods=len(counts), freq="Q"), SPLITS)
-        by_split.plot.area(ax=activity, title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
-        liked = (np.bincount(quarters, rows["label"]) / by_split.sum(axis=1))[by_split.sum(axis=1) >= 30].mul(100)
+        day = (rows[TIMESTAMP].to_numpy() // DAY_S).astype(np.int32)
+        quarter = pd.to_datetime(np.arange(day.min(), day.max() + 1), unit="D").to_period("Q")  # of every day
+        counts = [np.bincount(day[of] - day.min(), minlength=len(quarter)) for of in (*(split == code for code in range(len(SPLITS))), rows["label"] == 1)]
+        by_quarter = pd.DataFrame(dict(zip((*SPLITS, "liked"), counts)), quarter).groupby(level=0).sum()
+        of_splits, number = by_quarter[[*SPLITS]], by_quarter[[*SPLITS]].sum(axis=1)
+        of_splits.plot.area(ax=activity, title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
+        liked = (by_quarter["liked"] / number)[number >= 30].mul(100)
         liked.plot(ax=likes, title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
         likes.tick_params(axis="x", which="both", labelsize=9)
     figure.savefig(path, dpi=110, format="png")
@@ -756,18 +759,15 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
 def main(argv: list[str] | None = None) -> None:
     args, started = parse_args(argv), time.perf_counter()
     name = obtain(args)
-    rows, unusable = read_ratings(args)
-    rows, ids, repeated = clean(args, rows)
-    pa.default_memory_pool().release_unused()  # what the texts of a large log took
-    attributes = read_attributes(args, *(set(ids[name][1:]) for name in (USER, ITEM)))
-    rejected = pd.concat([unusable, repeated, pd.DataFrame(attributes.rejected, columns=unusable.columns)])
-    shown = rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str})
-    rows, tables, vocabularies = build(args, rows, ids, attributes)
+    columns, ids, rejected = read_ratings(args)
+    rows, ids = clean(args, columns, ids)
+    attributes = read_attributes(args, ids)
+    rejected = pd.concat([rejected, pd.DataFrame(attributes.rejected, columns=rejected.columns)])
+    moment, tables, vocabularies = build(args, rows, ids, attributes)
     times, train = rows[TIMESTAMP], rows["split"] == 0
     index = {  # what the later stages and a reader need to know about the data set; write_index adds the files
         "name": name,
-        "users": len(ids[USER]) - 1,
-        "items": len(ids[ITEM]) - 1,
+        **{f"{who}s": len(ids[who]) - 1 for who in (USER, ITEM)},
         "rows": {split: int((rows["split"] == code).sum()) for code, split in enumerate(SPLITS)},
         "positive_rate": float(rows["label"].mean()),
         "rating_range": [float(rows.loc[train, RATING].min()), float(rows.loc[train, RATING].max())],  # predictions are clipped to it
@@ -778,11 +778,11 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - started, 2),
     }
     writers = {
-        REVIEWS: lambda path: write_reviews(path, rows),
+        REVIEWS: lambda path: write_reviews(path, encoded(args.features, rows, moment, tables, vocabularies), [*index["rows"].values()]),
         USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
         ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
         VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
-        REJECTED: lambda path: shown.to_json(path, orient="records", lines=True),
+        REJECTED: lambda path: rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str}).to_json(path, orient="records", lines=True),
         EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
         INDEX: lambda path: write_index(path, index),  # last: a run killed among the renames leaves files that it does not name
     }

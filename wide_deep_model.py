@@ -242,7 +242,7 @@ def fit_inputs(ds: Dataset, known: pd.DataFrame, config: dict) -> Inputs:
         inputs.residual, deviation = (interactions(known, (len(ds.users), len(ds.items)), values) for values in (residual, residual - of_user[ids]))
         inputs.similarities = [similar_items(deviation), *(similar_items(deviation[np.arange(len(ds.users)) % FOLDS != f]) for f in range(FOLDS))]
         columns = pd.DataFrame(inputs.similar(known.iloc[:: len(known) // 200_000 + 1]))
-        inputs.vocabularies["numeric"] |= {n: stage1.fit_numeric(n, columns, np.ones(len(columns), bool), {}, {"residual": 0.0}) for n in SIMILAR}
+        inputs.vocabularies["numeric"] |= {n: stage1.fit_numeric(n, columns, {}, {"residual": 0.0}) for n in SIMILAR}
     return inputs
 
 

@@ -74,7 +74,7 @@ class Ours:
 
         words = {name: [UNKNOWN, *train[name].unique()] for name in {*IDS, "category", "period"}}
         parts = [{name: encode(rows[name], values) for name, values in words.items()} for rows in (train, test)]
-        specs = {name: fit_cross(*(parts[0][side] for side in sides), len(words[sides[1]])) for name, sides in CROSSES.items()}
+        specs = {name: fit_cross([[parts[0][side] for side in sides]], len(words[sides[1]])) for name, sides in CROSSES.items()}
         sizes = {name: len(values) for name, values in words.items()} | {name: spec["size"] for name, spec in specs.items()}
         self.tensors = []
         for rows, codes in zip((train, test), parts):

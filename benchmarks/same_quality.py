@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of training (default: 1 2)")
     parser.add_argument("--epochs", default="4", help="at most (default: 4)")
     args, flags = parser.parse_known_args()
-    stage1.PARQUET_ROW_GROUP = BLOCK
+    stage1.BLOCK = BLOCK
     with tempfile.TemporaryDirectory(prefix="wide_deep_quality_") as folder:
         data = Path(folder) / "data"
         stage1.main([*flags, "--output-dir", str(data)])

@@ -5,13 +5,14 @@ what a line lacks, or what cannot be parsed, is null. A line that has no row sha
 fields) is a row of nulls whose `problem` says why. `readers.formats` separates usable lines from the others.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 
 USER, ITEM, RATING, TIMESTAMP = "user", "item", "rating", "timestamp"
 
@@ -47,28 +48,56 @@ class InputError(Exception):
     """Something the user gave is wrong. The message is one line: what, where (file, line, flag), what to do."""
 
 
-def collect(read: Callable[[Path], Iterator[pa.Table]], sources: list[tuple[Path, int]]) -> pd.DataFrame:
-    """All lines of all files as one frame: ROWS, with ids as categories, plus `file` (position in sources) and `given`
-    (the number that stands beside the path)."""
-    tables, coded = [], (USER, ITEM, "problem")
-    for file, (path, given) in enumerate(sources):
-        for table in read(path):
-            for name in coded:  # a block at a time, because the texts of a whole log are many times as large as their codes
-                table = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
-            for name, value, kind in (("file", file, np.int16), ("given", given, np.int8)):
-                table = table.append_column(name, pa.array(np.full(len(table), value, kind)))
-            tables.append(table)
-    if not tables:
-        raise InputError(f"{sources[0][0]}: the file is empty")
-    table, rows = pa.concat_tables(tables).unify_dictionaries(), {}
-    tables.clear()
-    for name in table.column_names:  # one by one, and given up one by one
-        column, table = table[name].combine_chunks(), table.drop_columns(name)
-        rows[name] = column.to_numpy(zero_copy_only=False) if name not in coded else pd.Categorical.from_codes(
-            column.indices.fill_null(-1).to_numpy(zero_copy_only=False), column.dictionary.to_pandas())  # fmt: skip
-        if name in ("review_length", "word_count"):
-            rows[name] = rows[name].astype(np.float32)
-    return pd.DataFrame(rows, copy=False)
+class Columns:
+    """Numbers of lines, column by column, a block of lines at a time. They grow in place: blocks that are joined in the end would take twice the memory."""
+
+    def __init__(self, kinds: dict[str, type]) -> None:
+        self.kinds, self.columns, self.lines = kinds, {name: bytearray() for name in kinds}, 0
+
+    def pad(self, name: str) -> None:
+        """NaN for all lines so far that had nothing there: a log may have no times, no texts, or them in its last file only."""
+        self.columns[name].extend(np.full(self.lines - len(self.columns[name]) // self.kinds[name]().itemsize, np.nan, self.kinds[name]))
+
+    def add(self, lines: int, values: dict[str, np.ndarray]) -> None:
+        for name, of_lines in values.items():
+            self.pad(name)
+            self.columns[name].extend(of_lines.astype(self.kinds[name]))
+        self.lines += lines
+
+    def result(self, optional: Collection[str]) -> dict[str, np.ndarray]:
+        """All columns, of the optional ones those that have anything."""
+        for name in self.kinds:
+            self.pad(name) if self.columns[name] or name not in optional else self.columns.pop(name)
+        return {name: np.frombuffer(self.columns.pop(name), self.kinds[name]) for name in [*self.columns]}
+
+
+class Codes:
+    """Codes of texts, a block of lines at a time: the texts of a whole log are many times as large."""
+
+    least = 1 << 18  # texts that wait at least until they are translated
+
+    def __init__(self) -> None:
+        self.words, self.waiting, self.codes = pa.array([], pa.string()), [], bytearray()  # distinct texts; blocks with codes of their own; codes so far
+
+    def add(self, texts: pa.ChunkedArray) -> None:
+        self.waiting.append(texts.combine_chunks().dictionary_encode())
+        if sum(len(block.dictionary) for block in self.waiting) > max(len(self.words), self.least):  # so that no text is looked up often
+            self.translate()
+
+    def translate(self) -> None:
+        known = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self.words)
+        known, *blocks = pa.chunked_array([known, *self.waiting]).unify_dictionaries().chunks  # known ones first, so that their codes stay
+        self.words, self.waiting = known.dictionary, []
+        for block in blocks:
+            self.codes.extend(block.indices.to_numpy())
+
+    def result(self) -> tuple[np.ndarray, pd.Index]:
+        """Codes int32 [lines] and the texts by code, sorted, so that nothing depends on the order of lines."""
+        self.translate()
+        order = pa.compute.array_sort_indices(self.words)
+        code = np.empty(len(order), np.int32)
+        code[order] = np.arange(len(order))
+        return code[np.frombuffer(self.codes, np.int32)], pd.Index(self.words.take(order).to_pandas())
 
 
 def find_file(path: Path, names: Collection[str], what: str) -> Path:

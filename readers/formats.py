@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError, amazon, anime, collect, delimited, demo, movielens
+from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, Codes, Columns, InputError, amazon, anime, delimited, demo, movielens
 from readers.download import download
 
 EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
+LENGTHS = ("review_length", "word_count")
+KINDS = {RATING: np.float64, TIMESTAMP: np.float64, **dict.fromkeys(LENGTHS, np.float32), "line": np.uint32, "file": np.int16, "given": np.int8}
 
 
 class Format(NamedTuple):
@@ -47,7 +49,16 @@ FORMATS = {
 
 
 def obtain(args: Namespace) -> str:
-    """Download or generate what --download or the demo needs, put it where --input and --metadata would, and name the data set."""
+    """Choose the format where --dataset does not, download or generate what --download or the demo needs, put it where --input and --metadata would, and
+    name the data set."""
+    args.dataset = args.dataset or ("csv" if args.columns else "amazon-reviews" if args.input or args.download else "demo")
+    for wrong, message in (
+        (args.download and args.input, "--download and --input exclude each other"),
+        ((args.dataset == "demo") == bool(args.input or args.download), "--dataset demo writes its own --input; every other --dataset needs one"),
+        ((args.dataset == "csv") != bool(args.columns), "--dataset csv and --columns user=..,item=..,rating=..,timestamp=.. go together"),
+    ):
+        if wrong:
+            raise InputError(f"{message} (--help lists the flags)")
     if args.download:
         args.input = download(args.download, args.output_dir)
         args.input, args.metadata = args.input[:1], args.metadata or next(iter(args.input[1:]), None)
@@ -59,49 +70,85 @@ def obtain(args: Namespace) -> str:
     return re.sub(r"(_5)?(\.(json|jsonl|csv|txt|dat|data|parquet|gz))+$", "", args.input[0].resolve().name)
 
 
-def read_ratings(args: Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Usable lines of all files as `readers.collect` gives them, with `file` as its path, and the others: file, line, reason.
-    `given` is -1 for --input, 1 for --validation-input, 2 for --test-input."""
-    known = FORMATS[args.dataset]
+def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.Index], pd.DataFrame]:
+    """Columns of the usable lines of all files, the raw ids by the codes of `user` and `item`, and the other lines: file, line, reason. Lengths of texts
+    are float32 and there where any line has a text; `given` is -1 for --input, 1 for --validation-input, 2 for --test-input."""
+    known, usable, codes, columns, rejected = FORMATS[args.dataset], 0, {USER: Codes(), ITEM: Codes()}, Columns(KINDS), []
+    read = partial(known.read, columns=delimited.parse_columns(args.columns)) if args.columns else known.read
     sources = [(known.find(path), -1) for path in args.input]
     sources += [(path, split) for path, split in ((args.validation_input, 1), (args.test_input, 2)) if path]
-    rows = collect(partial(known.read, columns=delimited.parse_columns(args.columns)) if args.columns else known.read, sources)
-    rows["file"] = pd.Categorical.from_codes(rows["file"], [str(path) for path, _ in sources])
-    reason = reject_unusable(rows, known.lowest, known.highest)
-    usable = reason.isna().to_numpy()
-    rejected = rows.loc[~usable, ["file", "line"]].assign(reason=reason[~usable].astype(object))
-    if not usable.any():
-        why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rows) else "the file is empty"
+    for file, (path, given) in enumerate(sources):
+        for table in read(path):
+            reason = reject_unusable(table, known.lowest, known.highest)
+            rejected.append(pd.DataFrame({"file": str(path), "line": table["line"].to_numpy()[reason.index], "reason": reason}))
+            keep = ~np.isin(table[RATING].to_numpy(), args.drop_rating)
+            keep[reason.index] = False
+            usable, table = usable + len(table) - len(reason), table if keep.all() else table.filter(pa.array(keep))
+            for name in codes:
+                codes[name].add(table[name])
+            values = {name: table[name].to_numpy() for name in KINDS if name in table.column_names and table[name].null_count < len(table)}
+            columns.add(len(table), values | {"file": np.full(len(table), file), "given": np.full(len(table), given)})
+    rejected = pd.concat(rejected or [pd.DataFrame(columns=["file", "line", "reason"])], ignore_index=True)
+    if not usable:
+        why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rejected) else "the file is empty"
         raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
-    return rows.drop(columns="problem")[usable], rejected
+    rows, ids = columns.result(LENGTHS), {}
+    for name in [*codes]:
+        rows[name], ids[name] = codes.pop(name).result()
+    pa.default_memory_pool().release_unused()  # what the texts of a large log took
+
+    def reject(at: np.ndarray, reason: str) -> None:
+        nonlocal rejected
+        if at.any():
+            told = {"file": np.array([str(path) for path, _ in sources], object)[rows["file"][at]], "line": rows["line"][at], "reason": reason}
+            rejected = pd.concat([rejected, pd.DataFrame(told)], ignore_index=True)
+            rows.update({name: rows.pop(name)[~at] for name in [*rows]})
+
+    if not np.isnan(rows[TIMESTAMP]).all():  # a log without times is fine, a line without its time is not
+        reject(np.isnan(rows[TIMESTAMP]), "missing or unparsable timestamp")
+    reject(repeated(rows, len(ids[ITEM])), "duplicate user-item pair, a later row stays")
+    del rows["file"], rows["line"]
+    return rows, ids, rejected
 
 
-def reject_unusable(rows: pd.DataFrame, low: float, high: float) -> pd.Series:
-    """The first reason why each row cannot be used, or null."""
-    reasons, number = [*rows["problem"].cat.categories], rows["problem"].cat.codes.to_numpy(np.int16, copy=True)
+def reject_unusable(table: pa.Table, low: float, high: float) -> pd.Series:
+    """The first reason why a line cannot be used, by number of the row; of those that can, nothing."""
+    rating, when = table[RATING].to_numpy(), table[TIMESTAMP].to_numpy().astype(np.float64)
+    reasons = {
+        "": table["problem"].is_valid().to_numpy(),
+        "missing user": table[USER].is_null().to_numpy(),
+        "missing item": table[ITEM].is_null().to_numpy(),
+        "missing or unparsable rating": ~np.isfinite(rating),
+        f"rating outside {low:g}..{high:g}": (rating < low) | (rating > high),
+        "impossible timestamp": (when < EARLIEST_S) | (when > time.time() + DAY_S),
+    }
+    number = np.select([*reasons.values()], np.arange(len(reasons)), -1)
+    bad = np.flatnonzero(number >= 0)
+    found = pd.Series(np.array([*reasons], object)[number[bad]], index=bad)
+    return found.where(number[bad] > 0, pd.Series(table["problem"].take(bad).to_pylist(), bad, object))
 
-    def mark(bad: pd.Series, text: str) -> None:
-        number[bad.to_numpy() & (number < 0)] = len(reasons)
-        reasons.append(text)
 
-    mark(rows[USER].cat.codes < 0, "missing user")
-    mark(rows[ITEM].cat.codes < 0, "missing item")
-    mark(~rows[RATING].between(-np.inf, np.inf, "neither"), "missing or unparsable rating")
-    mark(~rows[RATING].between(low, high), f"rating outside {low:g}..{high:g}")
-    if rows[TIMESTAMP].notna().any():  # a log without times is fine, a line without its time is not
-        mark(rows[TIMESTAMP].isna(), "missing or unparsable timestamp")
-        mark(~rows[TIMESTAMP].between(EARLIEST_S, time.time() + DAY_S), "impossible timestamp")
-    return pd.Series(pd.Categorical.from_codes(number, reasons), index=rows.index)
+def repeated(rows: dict[str, np.ndarray], n_items: int) -> np.ndarray:
+    """Mask of all but the last row of each user-item pair, by time; a row of the user's own test or validation file wins."""
+    pairs = rows[USER].astype(np.int64) * n_items + rows[ITEM]
+    pairs.sort()
+    twice, found = np.unique(pairs[1:][pairs[1:] == pairs[:-1]]), np.zeros(len(pairs), bool)
+    if len(twice):
+        pair = rows[USER].astype(np.int64) * n_items + rows[ITEM]
+        at = np.flatnonzero(twice[np.searchsorted(twice, pair).clip(max=len(twice) - 1)] == pair)
+        at = at[np.lexsort((rows[TIMESTAMP][at], rows["given"][at], pair[at]))]
+        found[at[:-1]] = pair[at[1:]] == pair[at[:-1]]
+    return found
 
 
-def read_attributes(args: Namespace, users: set[str], items: set[str]) -> Attributes:
-    """What is known of the kept users and items; empty tables where there is nothing."""
+def read_attributes(args: Namespace, ids: dict[str, pd.Index]) -> Attributes:
+    """What is known of the kept users and items, whose raw ids are given; empty tables where there is nothing."""
     known, metadata = FORMATS[args.dataset], args.metadata
     if metadata and not known.attributes:
         raise InputError(f"--metadata {metadata}: --dataset {args.dataset} has no metadata; leave the flag out")
     if not metadata and not known.beside:
         return Attributes()
-    found = known.attributes(metadata or known.find(args.input[0]), users, items)
+    found = known.attributes(metadata or known.find(args.input[0]), set(ids[USER][1:]), set(ids[ITEM][1:]))
     if metadata and found.users.empty and found.items.empty:
         raise InputError(f"--metadata {metadata}: it says nothing about the users and items that are kept; check the path")
     return found

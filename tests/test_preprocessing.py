@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,10 +42,25 @@ def test_one_core_pass_is_not_a_fixed_point():
 history = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans(), st.sampled_from([1.0, 2.0, 5.0, np.nan])), min_size=1, max_size=40)
 
 
-@given(history)
-def test_earlier_statistics_see_strictly_earlier_counted_rows_only(rows):
+def remember(key: np.ndarray, moment: np.ndarray, counted: np.ndarray, value: np.ndarray, size: int, blocks: list[np.ndarray]) -> tuple[dict, dict]:
+    """What each row knows when the rows come in these blocks, and the state in the end."""
+    past, found = stage1.History(size, True), {}
+    for block in blocks:
+        known = past.see(key[block], moment[block].astype(float), counted[block])
+        for name, values in (known | {"avg_x": past.average("x", value[block])}).items():
+            found.setdefault(name, np.empty(len(key)))[block] = values
+    return found, past.state()
+
+
+def by_moment(moment: np.ndarray, at: int) -> list[np.ndarray]:
+    """Blocks of rows before a moment and from it on, each in any order; without empty ones."""
+    return [block for block in (np.flatnonzero(moment < at), np.flatnonzero(moment >= at)) if len(block)]
+
+
+@given(history, st.integers(0, 6))
+def test_rows_know_strictly_earlier_counted_rows_only(rows, at):
     key, moment, counted, value = (np.array(column) for column in zip(*rows))
-    found, _ = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value}, 4)
+    found, _ = remember(key, moment, counted, value, 4, by_moment(moment, at))
     for n in range(len(rows)):
         before = [r for r in range(len(rows)) if key[r] == key[n] and moment[r] < moment[n] and counted[r]]
         known = [value[r] for r in before if not np.isnan(value[r])]
@@ -54,22 +70,22 @@ def test_earlier_statistics_see_strictly_earlier_counted_rows_only(rows):
         np.testing.assert_equal(found["first"][n], min((moment[r] for r in before), default=np.nan))
 
 
-@given(history)
-def test_the_state_at_the_end_is_the_group_statistics_of_the_counted_rows(rows):
+@given(history, st.integers(0, 6))
+def test_the_state_at_the_end_is_the_group_statistics_of_the_counted_rows(rows, at):
     key, moment, counted, value = (np.array(column) for column in zip(*rows))
-    _, found = stage1.earlier_statistics(key, moment.astype(float), counted, {"x": value}, 5)
+    _, found = remember(key, moment, counted, value, 5, by_moment(moment, at))
     for k in range(5):
         here = counted & (key == k)
         assert found["review_count"][k] == here.sum()
         np.testing.assert_allclose(found["avg_x"][k], np.nan if np.isnan(value[here]).all() else np.nanmean(value[here]))
-        np.testing.assert_equal(found["last"][k], max(moment[here], default=np.nan))
-        np.testing.assert_equal(found["first"][k], min(moment[here], default=np.nan))
+        np.testing.assert_equal(found["last_timestamp"][k], max(moment[here], default=np.nan))
+        np.testing.assert_equal(found["first_timestamp"][k], min(moment[here], default=np.nan))
 
 
 def test_averages_of_short_values_do_not_depend_on_how_many_came_before():
     """Running totals over all keys exceed what float32 can tell apart."""
     key, value = np.repeat(np.arange(1000), 50), np.random.default_rng(0).uniform(0, 5000, 50_000).astype(np.float32)
-    _, found = stage1.earlier_statistics(key, np.arange(50_000.0), np.ones(50_000, bool), {"x": value}, 1000)
+    _, found = remember(key, np.arange(50_000), np.ones(50_000, bool), value, 1000, [np.arange(50_000)])
     np.testing.assert_allclose(found["avg_x"], value.reshape(1000, 50).mean(axis=1, dtype=float), rtol=1e-9)
 
 
@@ -79,7 +95,7 @@ codes = st.tuples(st.integers(0, 9), st.integers(0, 9))
 @given(st.lists(codes, min_size=1, max_size=60), st.lists(codes, max_size=20))
 def test_exact_cross_ids_are_a_dictionary_of_the_training_pairs(train, other):
     left, right = np.array(train).T
-    spec = stage1.fit_cross(left, right, right_size=10)
+    spec = stage1.fit_cross([(left, right)], right_size=10)
     ids = {pair: n + 1 for n, pair in enumerate(sorted({p for p in train if 0 not in p}))}
     a, b = np.array(train + other).T
     assert stage1.cross_ids(a, b, spec).tolist() == [ids.get(pair, 0) for pair in train + other]
@@ -89,7 +105,7 @@ def test_exact_cross_ids_are_a_dictionary_of_the_training_pairs(train, other):
 def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeypatch):
     monkeypatch.setattr(stage1, "EXACT_PAIRS", 10)
     left, right = (c.ravel() + 1 for c in np.meshgrid(np.arange(100), np.arange(100)))
-    spec = stage1.fit_cross(left, right, right_size=101)
+    spec = stage1.fit_cross([(left, right)], right_size=101)
     ids = stage1.cross_ids(left, right, spec)
     assert spec["kind"] == "hash" and ids.min() >= 1 and ids.max() < spec["size"]
     expected = 10_000 * (1 - 10_000 / spec["size"] / 2)  # distinct buckets of a uniform hash, to second order
@@ -105,7 +121,7 @@ def test_hashed_cross_ids_are_stable_spread_and_do_not_depend_on_company(monkeyp
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200))  # as wide as the columns: no two values are 1e-310 apart
 def test_quantile_normalisation_is_monotone_and_uniform(values):
     frame = pd.DataFrame({"item_age_days": values})
-    spec = stage1.fit_numeric("item_age_days", frame, np.ones(len(frame), bool), {}, {})
+    spec = stage1.fit_numeric("item_age_days", frame, {}, {})
     level = stage1.normalise(np.sort(values), spec)
     assert (np.diff(level) >= 0).all() and level.min() >= -1 and level.max() <= 1
     assert stage1.normalise(np.array([np.nan]), spec) == 0
@@ -113,7 +129,7 @@ def test_quantile_normalisation_is_monotone_and_uniform(values):
 
 def test_quantile_normalisation_of_distinct_values_is_the_rank():
     values = np.random.default_rng(0).permutation(1001).astype(float)
-    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), np.ones(len(values), bool), {}, {})
+    spec = stage1.fit_numeric("item_age_days", pd.DataFrame({"item_age_days": values}), {}, {})
     np.testing.assert_allclose(stage1.normalise(values, spec), 2 * values / 1000 - 1, atol=1e-6)
 
 
@@ -340,7 +356,7 @@ def test_an_empty_core_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--split", "random", "--features", "as-published"], ["--validation-fraction", "0"]], ids=str)
 def test_rows_that_do_not_fit_into_memory_are_read_by_blocks(tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
+    monkeypatch.setattr(stage1, "BLOCK", 100)
     whole = preprocess(tmp_path, random_log(1500, 60, 50), *flags)
     monkeypatch.setattr(stage1, "MEMORY", stage1.ROW_BYTES * len(whole.reviews))
     thin = stage1.load_dataset(whole.folder)
@@ -350,15 +366,52 @@ def test_rows_that_do_not_fit_into_memory_are_read_by_blocks(tmp_path, monkeypat
         expected = whole.reviews[whole.reviews["split"] == split]
         for ds in (thin, whole):
             blocks = [block() for block in ds.blocks(split)]
-            assert [len(block) for block in blocks] == [100] * (rows // 100) + [rows % 100] * (rows % 100 > 0)
+            assert sum(map(len, blocks)) == rows and all(0 < len(block) <= 150 for block in blocks)  # about 100, rows of a moment together
             if rows:
                 assert ds.rows(split).astype({"split": str}).equals(expected.reset_index(drop=True).astype({"split": str}))
     with pytest.raises(stage1.InputError, match="do not fit into the memory"):
         stage1.with_validation(thin)
 
 
+@pytest.mark.parametrize("flags", [[], ["--split", "random", "--features", "as-published"], ["--split", "per-user", "--cross", "user_rating_bucket:category"]],
+                         ids=str)  # fmt: skip
+def test_no_feature_depends_on_the_size_of_the_blocks(tmp_path, monkeypatch, flags):
+    log, found = random_log(2000, 80, 60), []
+    for size in (10**9, 37):
+        monkeypatch.setattr(stage1, "BLOCK", size)
+        (tmp_path / str(size)).mkdir()
+        found.append(preprocess(tmp_path / str(size), log, "--metadata", str(write_metadata(tmp_path / "meta.json", 60)), *flags))
+    whole, blocks = found
+    assert pq.ParquetFile(blocks.folder / stage1.REVIEWS).num_row_groups > 40
+    for of_whole, of_blocks in ((whole.reviews, blocks.reviews), *zip(whole.tables.values(), blocks.tables.values())):
+        exact = [name for name in of_whole if "residual" not in name]  # a float is added up in another order
+        pd.testing.assert_frame_equal(of_blocks[exact], of_whole[exact])
+        pd.testing.assert_frame_equal(of_blocks, of_whole, rtol=1e-6, atol=1e-6)
+    for name, spec in whole.vocabularies["crosses"].items():
+        np.testing.assert_array_equal(blocks.vocabularies["crosses"][name]["keys"], spec["keys"])
+
+
+def test_scales_of_a_sample_are_close_to_those_of_all_rows(tmp_path, monkeypatch):
+    log, specs = random_log(3000, 100, 60), []
+    for sample in (10**9, 1000):
+        monkeypatch.setattr(stage1, "SAMPLE", sample)
+        (tmp_path / str(sample)).mkdir()
+        specs.append(preprocess(tmp_path / str(sample), log).vocabularies)
+    (whole, edges), (sampled, few_edges) = ((words["numeric"], words["bucket_edges"]) for words in specs)
+    assert whole != sampled
+    for name, spec in whole.items():
+        assert abs(sampled[name]["mean"] - spec["mean"]) < 0.1 * spec["deviation"] and sampled[name]["prior"] == spec["prior"]
+        if spec["knots"]:
+            grid = np.linspace(spec["knots"][0], spec["knots"][-1], 50)
+            np.testing.assert_allclose(stage1.normalise(grid, sampled[name]), stage1.normalise(grid, spec), atol=0.15)
+    for name in edges:
+        np.testing.assert_allclose(few_edges[name], edges[name], atol=0.1)
+    crosses = [words["crosses"] for words in specs]  # those are of all rows
+    assert all(np.array_equal(crosses[0][name]["keys"], crosses[1][name]["keys"]) for name in stage1.CROSSES)
+
+
 def test_a_damaged_block_of_a_large_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
+    monkeypatch.setattr(stage1, "BLOCK", 100)
     ds = preprocess(tmp_path, random_log(1500, 60, 50))
     rows = ds.reviews.copy()
     rows.loc[777, "cross_user_item"] = 10**6

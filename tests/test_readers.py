@@ -5,17 +5,21 @@ import gzip
 import json
 import math
 import re
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from readers import METADATA, ROWS, InputError, amazon, lines
+from readers import METADATA, ROWS, Codes, Columns, InputError, amazon, formats, lines
 from readers.amazon import read_metadata, read_ratings, read_reviews
 from readers.delimited import parse_columns, read_delimited
+from readers.formats import repeated
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the research data sets are not here (../shared/data)")
@@ -323,6 +327,60 @@ def test_prices(tmp_path, text, dollars):
 def test_hostile_metadata_lines_are_rejected(tmp_path, hostile):
     table, rejected = read_metadata(write(tmp_path / "m", hostile + "\n{'asin': 'B1'}\n"))
     assert table["item"].to_pylist() == ["B1"] and [line for line, _ in rejected] == [1]
+
+
+# ---------------------------------------------------------------------------------------------- blocks of lines
+
+
+@given(st.lists(st.lists(st.text(max_size=3), max_size=8), min_size=1, max_size=8), st.integers(0, 5))
+def test_codes_are_places_among_the_sorted_texts(blocks, least):
+    codes = Codes()
+    codes.least = least
+    for block in blocks:
+        codes.add(pa.chunked_array([pa.array(block, pa.string())]))
+    found, words = codes.result()
+    every = [text for block in blocks for text in block]
+    assert words.tolist() == sorted(set(every)) and [words[code] for code in found] == every
+
+
+numbers = st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=6)
+
+
+@given(numbers)
+def test_columns_stand_beside_their_lines_where_blocks_lack_some(blocks):
+    columns, expected = Columns({"a": np.float64, "b": np.float32, "c": np.int16}), {"a": [], "b": [], "c": []}
+    for n, has_a, has_b in blocks:
+        there = {"a": has_a, "b": has_b, "c": True}
+        values = {name: np.arange(n) + len(expected["c"]) for name in there if there[name]}
+        columns.add(n, values)
+        for name in expected:
+            expected[name] += values.get(name, np.full(n, np.nan)).tolist()
+    found = columns.result(["b"])
+    assert {*found} == ({"a", "b", "c"} if any(has_b for *_, has_b in blocks) else {"a", "c"})
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 5), st.sampled_from([-1, -1, 1, 2])), max_size=40))
+def test_the_last_row_of_a_pair_is_not_repeated(rows):
+    frame = pd.DataFrame(rows, columns=["user", "item", "timestamp", "given"])
+    last = frame.sort_values(["given", "timestamp"], kind="stable").drop_duplicates(["user", "item"], keep="last").index
+    columns = {name: frame[name].to_numpy(np.int32 if name in ("user", "item") else float) for name in frame}
+    assert np.flatnonzero(~repeated(columns, 4)).tolist() == sorted(last)
+
+
+def test_a_file_with_texts_may_follow_one_without(tmp_path):
+    """Lines without a time are rejected where others have one, lines without a text are not."""
+    parts = [[R2014 | {"reviewerID": user, "asin": item} for item in ("B1", "B2")] for user in ("A1", "A2")]
+    del parts[0][0]["reviewText"], parts[0][1]["reviewText"], parts[1][1]["unixReviewTime"]
+    paths = [write(tmp_path / name, "".join(json.dumps(line) + "\n" for line in part)) for name, part in zip("ab", parts)]
+    args = Namespace(dataset="amazon-reviews", columns=None, input=paths, validation_input=None, test_input=None, drop_rating=[])
+    rows, ids, rejected = formats.read_ratings(args)
+    assert {name: ids[name][rows[name]].tolist() for name in ids} == {"user": ["A1", "A1", "A2"], "item": ["B1", "B2", "B1"]}
+    np.testing.assert_array_equal(rows["review_length"], [math.nan, math.nan, len(R2014["reviewText"])])
+    assert rejected.to_dict("records") == [{"file": str(paths[1]), "line": 2, "reason": "missing or unparsable timestamp"}]
+    rows, *_ = formats.read_ratings(Namespace(**vars(args) | {"input": paths[:1], "drop_rating": [4.0]}))
+    assert "review_length" not in rows and len(rows["rating"]) == 2
 
 
 # ---------------------------------------------------------------------------------------------- real files

@@ -760,8 +760,8 @@ def in_order(batches) -> np.ndarray:
 
 @pytest.mark.parametrize("workers, flags", [(1, []), (3, []), (1, ["--wide", "user_id", "--deep", "item_id", "user_avg_rating"])])
 def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch, workers, flags):
-    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 100)
-    ds = preprocess(tmp_path, random_log(1500, 60, 50))  # 1,200 training rows: 12 blocks, of which 8 are shuffled together
+    monkeypatch.setattr(stage1, "BLOCK", 100)
+    ds = preprocess(tmp_path, random_log(1500, 60, 50))  # 1,200 training rows: about 12 blocks, of which 8 are shuffled together
     monkeypatch.setattr(stage1, "MEMORY", 1)
     thin = stage1.load_dataset(ds.folder)
     features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args(flags), ds))
@@ -784,7 +784,8 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
         if workers == 1:
             np.testing.assert_array_equal(every, expected)
         else:  # 100 rows of a block are 33 of each worker
-            assert len(every) == 12 * 99 and {*map(tuple, every)} <= {*map(tuple, expected)} and len(np.unique(every, axis=0)) == len(every)
+            assert len(every) == sum(len(block()) // workers * workers for block in thin.blocks("train"))
+            assert {*map(tuple, every)} <= {*map(tuple, expected)} and len(np.unique(every, axis=0)) == len(every)
     assert not np.array_equal(*epochs)
 
 
@@ -803,7 +804,7 @@ def test_streamed_blocks_come_in_random_order_and_shuffled_together(tmp_path):
 
 
 def test_a_streamed_training_learns_as_much_and_is_evaluated_alike(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stage1, "PARQUET_ROW_GROUP", 500)
+    monkeypatch.setattr(stage1, "BLOCK", 500)
     log = random_log(9000, 200, 120)
     data = preprocess(tmp_path, log).folder
     flags = ["--epochs", "6", "--patience", "6", "--batch-size", "64"]
