@@ -156,7 +156,7 @@ def clean(args: argparse.Namespace, rows: dict[str, np.ndarray], ids: dict[str, 
 
 
 def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Split of every row, 0 train, 1 validation, 2 test. Rows of the user's own files keep theirs."""
+    """Split of every row, in the order of `clean`: 0 train, 1 validation, 2 test. Rows of the user's own files keep theirs."""
     split = rows["given"].to_numpy().copy()
     free = np.flatnonzero(split < 0)
     test_fraction = 0.0 if args.test_input else args.test_fraction
@@ -167,10 +167,10 @@ def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Gene
         times = rows[TIMESTAMP].to_numpy()[free]
         if np.isnan(times).any():
             raise InputError("--split time needs timestamps and this data set has none; it can have --split random, per-user, stratified, leave-one-out")
-        ordered = np.append(np.sort(times), np.inf)
-        split[free] = np.digitize(times, [ordered[round(len(free) * (1 - f))] for f in (test_fraction + validation_fraction, test_fraction)])
+        cuts = [np.append(times[round(len(free) * (1 - f)) :][:1], np.inf)[0] for f in (test_fraction + validation_fraction, test_fraction)]
+        split[free] = np.repeat(np.arange(3, dtype=np.int8), np.diff([0, *np.searchsorted(times, cuts), len(free)]))  # rows are in the order of time
     else:
-        split[free] = split_by_rank(args, rows.iloc[free], test_fraction, validation_fraction, rng)
+        split[free] = split_by_rank(args, rows[["user_id", "label", TIMESTAMP]].iloc[free], test_fraction, validation_fraction, rng)
     for code, wanted in ((0, True), (1, args.validation_fraction > 0), (2, args.test_fraction > 0)):
         if wanted and not (split == code).any():
             raise InputError(f"--split {args.split} leaves no {SPLITS[code]} rows among {len(rows):,}; choose another --split or larger fractions")
@@ -180,7 +180,7 @@ def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Gene
 def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.ndarray:
     """A share of each group's rows in a random order. random: of all rows; stratified: of each label; per-user: of each user,
     rounding up or down by chance; leave-one-out: a user's last row is test, the one before validation."""
-    groups = {"random": np.zeros(len(rows), int), "stratified": rows["label"].to_numpy().astype(int)}.get(args.split, rows["user_id"].to_numpy())
+    groups = {"random": np.zeros(len(rows), np.int8), "stratified": rows["label"].to_numpy()}.get(args.split, rows["user_id"].to_numpy())
     keys, size = [rng.permutation(len(rows))], np.bincount(groups)[groups]
     if args.split == "leave-one-out":
         keys.append(-rows[TIMESTAMP].fillna(0).to_numpy())  # the random order decides between equal times, and where there are none
@@ -195,8 +195,10 @@ def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.nda
 
 def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
     """0-based rank of each row inside its group when the group is sorted by `keys` (last key first, as in np.lexsort)."""
-    ordered = pd.Series(groups).iloc[np.lexsort(keys)]
-    return ordered.groupby(ordered, sort=False).cumcount().sort_index().to_numpy()
+    order = np.lexsort((*keys, groups))
+    new, rank = np.append(True, np.diff(groups[order]) != 0), np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    return rank
 
 
 # ------------------------------------------------------------------------------------------- point-in-time features
@@ -278,8 +280,7 @@ def encoded(features: str, rows: pd.DataFrame, moment: np.ndarray, tables: dict[
     for who, table in tables.items() if features == "as-published" else ():  # averages and counts over all rows, the row itself and the test rows included
         leak[who] = rows.groupby(f"{who}_id")[[n for n in (RATING, *OWN_TEXT) if n in rows]].mean().reindex(range(len(table))).add_prefix(f"{who}_avg_")
         leak[who][f"{who}_review_count"] = np.bincount(rows[f"{who}_id"], minlength=len(table))
-    ends = np.searchsorted(moment, moment[BLOCK - 1 :: BLOCK], side="right") if (np.diff(moment) >= 0).all() else []
-    edges = np.unique([0, *ends, len(rows)])
+    edges = np.unique([0, *(np.searchsorted(moment, moment[BLOCK - 1 :: BLOCK], "right") if (moment[1:] >= moment[:-1]).all() else ()), len(rows)])
     for at in map(slice, edges[:-1], edges[1:]):
         block = rows[at].reset_index(drop=True).assign(**encode_moments(rows[TIMESTAMP].to_numpy()[at], vocabularies))
         add_history(block, moment[at], past)
@@ -338,8 +339,7 @@ def normalise(values: np.ndarray, spec: dict) -> np.ndarray:
 
 
 def fit_numeric(name: str, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], averages: dict[str, float]) -> dict:
-    """Specification of one numeric feature from training rows: prior of its damping; mean and deviation, or quantile knots with levels in 0..1.
-    A column of a field with several values, named field=value, stays 0 or 1."""
+    """Specification of a numeric feature from training rows: prior of its damping; mean and deviation, or quantile knots and levels 0..1. field=value stays."""
     spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
     values = numeric_values(name, rows, tables, spec)
     values = values[~np.isnan(values)]

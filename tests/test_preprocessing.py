@@ -149,7 +149,7 @@ def splits(split, log, test=0.2, validation=0.1, seed=0):
 
 
 def test_a_time_split_cuts_at_two_moments():
-    rows, split = splits("time", random_log())
+    rows, split = splits("time", random_log().sort_values("timestamp", ignore_index=True))  # as `clean` leaves them
     times = [rows.loc[split == code, "timestamp"] for code in range(3)]
     assert times[0].max() < times[1].min() and times[1].max() < times[2].min()
     assert abs((split == 2).mean() - 0.2) < 0.01 and abs((split == 1).mean() - 0.1) < 0.01
@@ -377,6 +377,7 @@ def test_rows_that_do_not_fit_into_memory_are_read_by_blocks(tmp_path, monkeypat
                          ids=str)  # fmt: skip
 def test_no_feature_depends_on_the_size_of_the_blocks(tmp_path, monkeypatch, flags):
     log, found = random_log(2000, 80, 60), []
+    log.loc[log.index[:100], "timestamp"] = 1_300_000_000  # more rows of one moment than a block has
     for size in (10**9, 37):
         monkeypatch.setattr(stage1, "BLOCK", size)
         (tmp_path / str(size)).mkdir()
