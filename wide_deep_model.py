@@ -6,7 +6,6 @@
 
 Reads   processed_data/ as stage 1 wrote it (verified against dataset.json).
 Writes  best_wide_deep_model.pt (self-contained), last_wide_deep_model.pt (for --resume), training_history.json; --ablations: <name>.wide.pt, .deep.pt
-
     logit(u, i, c) = b + sum_f wide[f] + MLP([embeddings of u, i, c | numeric features])     (Cheng et al. 2016, section 3)
     list score(u, i) = sum of interest[u, j] pair[j, i] over what u rated (wide: fit_pairs) + scale n softmax(taste(history of u) . items)[i] (deep: fit_taste)
 """
@@ -32,7 +31,6 @@ import pandas as pd
 import torch
 from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -329,8 +327,10 @@ class Training:
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
             loss.backward()
             for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
-                ids, values = torch.cat(all_gather(table.grad._indices()), 1), torch.cat(all_gather(table.grad._values() / WORKERS))
-                table.grad = torch.sparse_coo_tensor(ids, values, table.shape, check_invariants=False)
+                ids, values = every = [[torch.empty_like(part) for _ in range(WORKERS)] for part in (table.grad._indices(), table.grad._values())]
+                for found, part in zip(every, (table.grad._indices(), table.grad._values() / WORKERS)):
+                    distributed.all_gather(found, part)
+                table.grad = torch.sparse_coo_tensor(torch.cat(ids, 1), torch.cat(values), table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
             self.model.zero_grad()
