@@ -1,8 +1,9 @@
 """What every reader hands to preprocessing: one row per input line, in file order, nothing filtered.
 
-A reader knows its format (header, column order, time unit) and nothing else. It yields pyarrow tables of `ROWS`;
-what a line lacks, or what cannot be parsed, is null. A line that has no row shape at all (not JSON, wrong number of
-fields) is a row of nulls whose `problem` says why. `readers.formats` separates usable lines from the others.
+A reader knows its format (header, column order, time unit) and nothing else. It yields pyarrow tables of `ROWS`, a block
+of lines at a time; what a line lacks, or what cannot be parsed, is null. A line that has no row shape at all (not JSON,
+wrong number of fields) is a row of nulls whose `problem` says why. `readers.formats` separates usable lines from the others,
+and keeps of them what `Columns` and `Codes` hold.
 """
 
 from collections.abc import Collection
@@ -66,9 +67,10 @@ class Columns:
 
     def result(self, optional: Collection[str]) -> dict[str, np.ndarray]:
         """All columns, of the optional ones those that have anything."""
-        for name in self.kinds:
-            self.pad(name) if self.columns[name] or name not in optional else self.columns.pop(name)
-        return {name: np.frombuffer(self.columns.pop(name), self.kinds[name]) for name in [*self.columns]}
+        names = [name for name in self.kinds if self.columns[name] or name not in optional]
+        for name in names:
+            self.pad(name)
+        return {name: np.frombuffer(self.columns.pop(name), self.kinds[name]) for name in names}
 
 
 class Codes:

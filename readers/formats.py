@@ -96,17 +96,12 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
     for name in [*codes]:
         rows[name], ids[name] = codes.pop(name).result()
     pa.default_memory_pool().release_unused()  # what the texts of a large log took
-
-    def reject(at: np.ndarray, reason: str) -> None:
-        nonlocal rejected
-        if at.any():
-            told = {"file": np.array([str(path) for path, _ in sources], object)[rows["file"][at]], "line": rows["line"][at], "reason": reason}
+    paths = np.array([str(path) for path, _ in sources], object)
+    for reason, find in (("missing or unparsable timestamp", without_time), ("duplicate user-item pair, a later row stays", repeated)):
+        if (bad := find(rows)).any():
+            told = {"file": paths[rows["file"][bad]], "line": rows["line"][bad], "reason": reason}
             rejected = pd.concat([rejected, pd.DataFrame(told)], ignore_index=True)
-            rows.update({name: rows.pop(name)[~at] for name in [*rows]})
-
-    if not np.isnan(rows[TIMESTAMP]).all():  # a log without times is fine, a line without its time is not
-        reject(np.isnan(rows[TIMESTAMP]), "missing or unparsable timestamp")
-    reject(repeated(rows, len(ids[ITEM])), "duplicate user-item pair, a later row stays")
+            rows = {name: rows.pop(name)[~bad] for name in [*rows]}  # one by one, so that no second copy of all is held
     del rows["file"], rows["line"]
     return rows, ids, rejected
 
@@ -128,13 +123,20 @@ def reject_unusable(table: pa.Table, low: float, high: float) -> pd.Series:
     return found.where(number[bad] > 0, pd.Series(table["problem"].take(bad).to_pylist(), bad, object))
 
 
-def repeated(rows: dict[str, np.ndarray], n_items: int) -> np.ndarray:
+def without_time(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Mask of rows without a time, where others have one: a log without times is fine."""
+    missing = np.isnan(rows[TIMESTAMP])
+    return missing & ~missing.all()
+
+
+def repeated(rows: dict[str, np.ndarray]) -> np.ndarray:
     """Mask of all but the last row of each user-item pair, by time; a row of the user's own test or validation file wins."""
-    pairs = rows[USER].astype(np.int64) * n_items + rows[ITEM]
-    pairs.sort()
+    items = rows[ITEM].max(initial=0) + 1
+    pairs = rows[USER].astype(np.int64) * items + rows[ITEM]
+    pairs.sort()  # one number a row: sorted much sooner than rows by several keys
     twice, found = np.unique(pairs[1:][pairs[1:] == pairs[:-1]]), np.zeros(len(pairs), bool)
     if len(twice):
-        pair = rows[USER].astype(np.int64) * n_items + rows[ITEM]
+        pair = rows[USER].astype(np.int64) * items + rows[ITEM]
         at = np.flatnonzero(twice[np.searchsorted(twice, pair).clip(max=len(twice) - 1)] == pair)
         at = at[np.lexsort((rows[TIMESTAMP][at], rows["given"][at], pair[at]))]
         found[at[:-1]] = pair[at[1:]] == pair[at[:-1]]

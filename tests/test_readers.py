@@ -366,7 +366,7 @@ def test_the_last_row_of_a_pair_is_not_repeated(rows):
     frame = pd.DataFrame(rows, columns=["user", "item", "timestamp", "given"])
     last = frame.sort_values(["given", "timestamp"], kind="stable").drop_duplicates(["user", "item"], keep="last").index
     columns = {name: frame[name].to_numpy(np.int32 if name in ("user", "item") else float) for name in frame}
-    assert np.flatnonzero(~repeated(columns, 4)).tolist() == sorted(last)
+    assert np.flatnonzero(~repeated(columns)).tolist() == sorted(last)
 
 
 def test_a_file_with_texts_may_follow_one_without(tmp_path):
