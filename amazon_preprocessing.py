@@ -45,11 +45,12 @@ CROSSES = {"cross_user_item": ("user_id", "item_id"), "cross_user_period": ("use
            "cross_user_category": ("user_id", "category"), "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket")}  # fmt: skip
 TEXTS = ("title", "category", "brand")  # of the items, in every data set
 MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
-EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
+EXACT_PAIRS = 2_000_000  # a cross with more distinct pairs is hashed: a sorted table of 16 MB is still cheap
 RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
-BLOCK, SAMPLE = 262_144, 2_000_000  # about so many rows are a row group of the file, and get their features at a time; training rows for quantiles, at most
+BLOCK = 262_144  # rows, about, that get their features at a time, and of a row group of the file
+SAMPLE = 2_000_000  # training rows, at most, that scales, quantiles and buckets are fitted on
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
 ROW_BYTES = 500  # of memory for a row while it is read, encoded and trained on
@@ -152,7 +153,8 @@ def clean(args: argparse.Namespace, rows: dict[str, np.ndarray], ids: dict[str, 
         kept[f"{name}_id"], ids[name] = np.cumsum(there, dtype=np.int32)[codes], ids[name][there].insert(0, UNKNOWN)
     order = np.lexsort((kept["item_id"], kept["user_id"], rows[TIMESTAMP][keep]))
     kept, keep = {name: kept.pop(name)[order] for name in [*kept]}, np.flatnonzero(keep)[order]
-    return pd.DataFrame(kept | {name: rows.pop(name)[keep] for name in [*rows]}, copy=False), ids
+    kept |= {name: rows.pop(name)[keep] for name in [*rows]}
+    return pd.DataFrame({name: v for name, v in kept.items() if name not in OWN_TEXT or not np.isnan(v).all()}, copy=False), ids
 
 
 def split_rows(args: argparse.Namespace, rows: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
@@ -186,7 +188,7 @@ def split_by_rank(args, rows, test_fraction, validation_fraction, rng) -> np.nda
         keys.append(-rows[TIMESTAMP].fillna(0).to_numpy())  # the random order decides between equal times, and where there are none
         test, held = int(test_fraction > 0), int(test_fraction > 0) + int(validation_fraction > 0)
     else:
-        rounding = rng.random(groups.max() + 1)[groups] if args.split == "per-user" else 0.5
+        rounding = rng.random(groups.max(initial=0) + 1)[groups] if args.split == "per-user" else 0.5
         test, held = (np.floor(size * fraction + rounding) for fraction in (test_fraction, test_fraction + validation_fraction))
     held = np.minimum(held, size - 1)  # everybody keeps a training row
     rank = rank_within(groups, keys)
@@ -234,7 +236,7 @@ class History:
 
     @np.errstate(invalid="ignore")
     def average(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Mean, float64 [rows], of what each row of the block knows of the values, of which NaN is missing; NaN where it knows nothing."""
+        """Mean, float64 [rows], of what each row knows of the values, NaN where nothing (NaN is a missing value); they then count. Once for each `see`."""
         sums, numbers = self.totals.setdefault(name, (np.zeros(len(self.count)), np.zeros(len(self.count), np.int32)))
         values = values[self.counted]
         return self.sum(sums, np.nan_to_num(values)) / self.sum(numbers, ~np.isnan(values))
@@ -343,8 +345,8 @@ def fit_numeric(name: str, rows: pd.DataFrame, tables: dict[str, pd.DataFrame], 
     spec = {"prior": averages.get(name.split("_avg_")[-1]) if "_avg_" in name else None, "mean": 0.0, "deviation": 1.0, "knots": [], "levels": []}
     values = numeric_values(name, rows, tables, spec)
     values = values[~np.isnan(values)]
-    if not len(values) or "=" in name:
-        return spec
+    if not len(values) or "=" in name:  # what no training row has is 0 for later rows too: the network has not learned what it means
+        return spec | ({} if len(values) else {"knots": [0.0], "levels": [0.5]})
     if "_avg_" in name or name.endswith("_count"):
         return spec | {"mean": float(values.mean()), "deviation": max(float(values.std()), 0.1)}  # next to 0 where all are alike
     knots, first, repeats = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES)), return_index=True, return_counts=True)
@@ -368,14 +370,16 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     return np.where((np.asarray(left) == 0) | (np.asarray(right) == 0), 0, ids).astype(np.int32)
 
 
-def fit_cross(blocks: Iterable[tuple[np.ndarray, np.ndarray]], right_size: int) -> dict:
-    """Specification of a cross from the training rows' codes (left, right), in blocks: the exact pairs where they are few, else a hash."""
-    keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in blocks])
-    keys.sort()
-    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
-    if len(keys) <= EXACT_PAIRS:
-        return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
-    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
+def fit_cross(pairs: Iterable[tuple[np.ndarray, np.ndarray]] | int, right_size: int) -> dict:
+    """Specification of a cross from blocks of codes (left, right): the exact pairs where they are few, else, or of a number of pairs alone, a hash."""
+    if not isinstance(pairs, int):
+        keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in pairs])
+        keys.sort()
+        keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
+        if len(keys) <= EXACT_PAIRS:
+            return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
+        pairs = len(keys)
+    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * pairs - 1).bit_length(), 1 << 26)}
 
 
 def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
@@ -478,12 +482,11 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
 def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
     """Fit on the training rows every cross, wanted as name: (left, right), and every scale, quantile and bucket that the vocabularies lack; give the tables
     their state. Of more than SAMPLE training rows some stand for all in scales, quantiles and buckets."""
-    crosses, numeric, edges, sample = *(vocabularies[name] for name in ("crosses", "numeric", "bucket_edges")), []
+    train, crosses, numeric, edges = rows["split"] == 0, *(vocabularies[name] for name in ("crosses", "numeric", "bucket_edges"))
     sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
     sizes |= {name: len(vocabularies[name]) for name in (*CONTEXT, *vocabularies["categories"][USER], *vocabularies["categories"][ITEM])}
 
     def training_pairs(left: str, right: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Codes of two fields, a block at a time."""
         for begin in range(0, len(rows), BLOCK):
             block = rows[begin : begin + BLOCK].loc[lambda block: block["split"] == 0]
             codes = field_codes(block.assign(**encode_moments(block[TIMESTAMP].to_numpy(), vocabularies)), tables, vocabularies)
@@ -493,15 +496,14 @@ def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.nda
         if unknown := {*sides} - sizes.keys():
             raise InputError(f"--cross {':'.join(sides)}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
         left, right = sorted(sides, key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
-        of_buckets = any(side.endswith("_rating_bucket") for side in sides)  # they are fitted below, so all their pairs get an id
-        pairs = [np.divmod(np.arange(sizes[left] * sizes[right]), sizes[right])] if of_buckets else training_pairs(left, right)
+        pairs, every = training_pairs(left, right), sizes[left] * sizes[right]
+        if any(side.endswith("_rating_bucket") for side in sides):  # buckets are fitted below: all pairs of codes, or a hash for as many as there are rows
+            pairs = [np.divmod(np.arange(every), sizes[right])] if every <= EXACT_PAIRS else min(every, int(train.sum()))
         crosses[name] = {"left": left, "right": right, **fit_cross(pairs, sizes[right])}
-    train, of_state = (rows["split"] == 0).to_numpy(), {"cross_user_category": crosses["cross_user_category"]}
-    for block in encoded(features, rows, moment, tables, vocabularies | {"crosses": of_state}):
-        sample.append(block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]))
-    sample, of_rows = pd.concat(sample), [*NUMERIC, *(n for n in OWN_TEXT if n in rows and features != "honest")]  # own text came after what is to be predicted
+    blocks = encoded(features, rows, moment, tables, vocabularies | {"crosses": {"cross_user_category": crosses["cross_user_category"]}})
+    sample = pd.concat([block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]) for block in blocks])
     averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
-    for name in [*of_rows, *(n for names in vocabularies["attributes"].values() for n in names)]:
+    for name in [*NUMERIC, *(n for n in OWN_TEXT if n in sample), *(n for names in vocabularies["attributes"].values() for n in names)]:
         numeric[name] = numeric.get(name) or fit_numeric(name, sample, tables, averages)
     for name in ("user_avg_rating", "item_avg_rating"):
         levels = np.quantile(numeric_values(name, sample, tables, numeric[name]), np.arange(1, RATING_BUCKETS) / RATING_BUCKETS)
@@ -553,7 +555,7 @@ def write_reviews(path: Path, blocks: Iterable[pd.DataFrame], counts: Sequence[i
     """The rows in zstd parquet, by split (of so many rows); no row group spans two splits, so a split can be read alone. A row waits in memory until those
     of earlier splits are written. The split is written by its name, the time a whole number or nothing, lengths of texts also where there are no texts."""
     writer, waiting, left = None, [[], [], []], np.array(counts)
-    for block in blocks:
+    for block in (several[at : at + BLOCK] for several in blocks for at in range(0, len(several), BLOCK)):
         names, times = pd.Categorical.from_codes(block["split"], SPLITS), block[TIMESTAMP].astype("Int64")
         missing = dict.fromkeys([name for name in NUMERIC if name not in block], np.float32("nan"))
         table = pa.Table.from_pandas(block.assign(**missing, split=names, timestamp=times), preserve_index=False).replace_schema_metadata()
@@ -561,7 +563,7 @@ def write_reviews(path: Path, blocks: Iterable[pd.DataFrame], counts: Sequence[i
         for code, tables in enumerate(waiting):
             tables.append(table.filter(pa.array(block["split"] == code)))
             rows = pa.concat_tables(tables)
-            if len(rows) and not left[:code].any():
+            if len(rows) and not left[:code].any() and (2 * len(rows) >= BLOCK or len(rows) == left[code]):
                 writer.write_table(rows, row_group_size=-(-len(rows) // max(round(len(rows) / BLOCK), 1)))
                 left[code] -= len(rows)
                 tables.clear()
@@ -664,8 +666,7 @@ def check_dataset(ds: Dataset) -> None:
         numbers = [*(f"{who}_{n}" for n in (*STATE, "last_timestamp", "first_timestamp")), *words["attributes"][who]]
         whole = who in table and np.array_equal(trained, table["train_count"]) and all(table[n].dtype.kind in "if" for n in numbers)
         require(whole, f"{who}s.parquet does not belong to {REVIEWS}")
-    edges = words["bucket_edges"].values()
-    require("title" in ds.items and all(len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in edges), "no titles, or buckets do not increase")
+    require("title" in ds.items and all(len(e) < RATING_BUCKETS and (np.diff(e) > 0).all() for e in words["bucket_edges"].values()), "no titles or buckets")
     for name, spec in words["crosses"].items():
         even = spec["kind"] == "hash" or (spec["kind"] == "exact" and spec["size"] == len(spec["keys"]) + 1 and (np.diff(spec["keys"]) > 0).all())
         require(even and all(len(values) == spec["size"] for values in spec.get("state", {}).values()), f"{name} is not a cross")
@@ -749,7 +750,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         by_quarter = pd.DataFrame(dict(zip((*SPLITS, "liked"), counts)), quarter).groupby(level=0).sum()
         of_splits, number = by_quarter[[*SPLITS]], by_quarter[[*SPLITS]].sum(axis=1)
         of_splits.plot.area(ax=activity, title="Activity over time", xlabel="quarter", ylabel="rows per quarter", lw=0)
-        liked = (by_quarter["liked"] / number)[number >= 30].mul(100)
+        liked = (by_quarter["liked"] / number).where(number >= 30).mul(100)
         liked.plot(ax=likes, title="Likes over time (quarters with 30 rows or more)", xlabel="quarter", ylabel="% of rows liked", ylim=(0, 100))
         likes.tick_params(axis="x", which="both", labelsize=9)
     figure.savefig(path, dpi=110, format="png")
@@ -775,16 +776,15 @@ def main(argv: list[str] | None = None) -> None:
         "last_training_timestamp": None if times.isna().any() else int(times[train].max()),
         "rejected": {str(reason): int(count) for reason, count in rejected["reason"].value_counts().items()},
         "arguments": {key: [str(v) for v in value] if isinstance(value, list) else str(value) for key, value in vars(args).items()},
-        "seconds": round(time.perf_counter() - started, 2),
     }
-    writers = {
+    writers = {  # in this order: when all rows are encoded, tables and vocabularies hold the state at the end of training
         REVIEWS: lambda path: write_reviews(path, encoded(args.features, rows, moment, tables, vocabularies), [*index["rows"].values()]),
         USERS: lambda path: tables[USER].to_parquet(path, compression="zstd", index=False),
         ITEMS: lambda path: tables[ITEM].to_parquet(path, compression="zstd", index=False),
         VOCABULARIES: lambda path: path.write_bytes(pickle.dumps(convert(vocabularies, np.ndarray, np.ndarray.tolist), protocol=4)),
         REJECTED: lambda path: rejected.groupby("reason", sort=False).head(REJECTED_SHOWN).astype({"file": str}).to_json(path, orient="records", lines=True),
         EXPLORATION: lambda path: plot_exploration(path, name, rows, *tables.values()),
-        INDEX: lambda path: write_index(path, index),  # last: a run killed among the renames leaves files that it does not name
+        INDEX: lambda path: write_index(path, index | {"seconds": round(time.perf_counter() - started, 2)}),  # last: it names the others
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
     replace_files({args.output_dir / name: write for name, write in writers.items()})

@@ -76,7 +76,7 @@ class Columns:
 class Codes:
     """Codes of texts, a block of lines at a time: the texts of a whole log are many times as large."""
 
-    least = 1 << 18  # texts that wait at least until they are translated
+    least = 1 << 18  # so many distinct texts of blocks must wait before they are looked up among the known ones
 
     def __init__(self) -> None:
         self.words, self.waiting, self.codes = pa.array([], pa.string()), [], bytearray()  # distinct texts; blocks with codes of their own; codes so far

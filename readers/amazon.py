@@ -131,7 +131,7 @@ def _float(value: object) -> float | None:
 def _int64(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         value = _float(value)
-    return int(value) if value is not None and abs(value) < 2**63 else None
+    return int(value) if value is not None and -(2**63) <= value < 2**63 else None
 
 
 CELL = {pa.string(): _text, pa.float64(): _float, pa.int64(): _int64}

@@ -80,7 +80,7 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
     for file, (path, given) in enumerate(sources):
         for table in read(path):
             reason = reject_unusable(table, known.lowest, known.highest)
-            rejected.append(pd.DataFrame({"file": str(path), "line": table["line"].to_numpy()[reason.index], "reason": reason}))
+            rejected.append(pd.DataFrame({"file": path, "line": table["line"].to_numpy()[reason.index], "reason": reason}))
             keep = ~np.isin(table[RATING].to_numpy(), args.drop_rating)
             keep[reason.index] = False
             usable, table = usable + len(table) - len(reason), table if keep.all() else table.filter(pa.array(keep))
@@ -96,7 +96,7 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
     for name in [*codes]:
         rows[name], ids[name] = codes.pop(name).result()
     pa.default_memory_pool().release_unused()  # what the texts of a large log took
-    paths = np.array([str(path) for path, _ in sources], object)
+    paths = np.array([path for path, _ in sources], object)
     for reason, find in (("missing or unparsable timestamp", without_time), ("duplicate user-item pair, a later row stays", repeated)):
         if (bad := find(rows)).any():
             told = {"file": paths[rows["file"][bad]], "line": rows["line"][bad], "reason": reason}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import amazon_preprocessing as stage1
 from readers import InputError
-from tests.conftest import DATA, needs_data, preprocess, random_log, write_log, write_metadata
+from tests.conftest import DATA, PLOT_EXPLORATION, needs_data, preprocess, random_log, write_log, write_metadata
 
 pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=120)
 
@@ -390,6 +390,55 @@ def test_no_feature_depends_on_the_size_of_the_blocks(tmp_path, monkeypatch, fla
         pd.testing.assert_frame_equal(of_blocks, of_whole, rtol=1e-6, atol=1e-6)
     for name, spec in whole.vocabularies["crosses"].items():
         np.testing.assert_array_equal(blocks.vocabularies["crosses"][name]["keys"], spec["keys"])
+
+
+def test_what_no_training_row_has_is_0_for_later_rows_too(tmp_path):
+    """In training nobody has rated before; a network that never saw such a number must not meet it when it is served."""
+    log = pd.DataFrame({"user": np.repeat(np.arange(40), 2), "item": np.arange(80) % 16, "rating": 5.0, "words": 3})
+    log["timestamp"] = 1_300_000_000 + 86_400 * 400 * (np.arange(80) % 2) + log["user"]
+    ds = preprocess(tmp_path, log, "--split", "leave-one-out", "--min-core", "0", "--validation-fraction", "0")
+    rows, spec = ds.reviews, ds.vocabularies["numeric"]["user_days_since_last"]
+    assert rows.loc[rows["split"] == "train", "user_days_since_last"].isna().all() and (rows["user_days_since_last"] == 400).any()
+    values = stage1.numeric_values("user_days_since_last", rows, ds.tables, spec)
+    assert (stage1.normalise(values, spec) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_the_picture_of_a_small_log_is_drawn(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(stage1, "plot_exploration", PLOT_EXPLORATION)
+    (tmp_path / "log.csv").write_text("".join(f"u{n % 4},i{n},{n % 5 + 1},{1_300_000_000 + 9_000_000 * n}\n" for n in range(rows)))
+    flags = ["--input", str(tmp_path / "log.csv"), "--columns", "user=0,item=1,rating=2,timestamp=3", "--min-core", "0", "--output-dir", str(tmp_path)]
+    stage1.main([*flags, "--test-fraction", "0.3", "--validation-fraction", "0.3"])
+    assert (tmp_path / stage1.EXPLORATION).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_split_of_no_rows_is_an_error_of_one_line(tmp_path):
+    path = str(write_log(tmp_path / "log.json", random_log(300, 30, 30)))
+    flags = ["--dataset", "amazon-reviews", "--input", path, "--test-input", path, "--min-core", "0", "--output-dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="leaves no train rows"):
+        stage1.main([*flags, "--split", "per-user"])
+
+
+def test_crosses_with_buckets_know_every_pair_where_they_are_few_and_are_hashed_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "EXACT_PAIRS", 1000)
+    ds = preprocess(tmp_path, random_log(2000, 120, 60), "--cross", "user_id:item_rating_bucket", "user_rating_bucket:month")
+    specs = ds.vocabularies["crosses"]
+    few, many = specs["cross_user_rating_bucket_month"], specs["cross_user_id_item_rating_bucket"]
+    assert few["kind"] == "exact" and few["size"] == 1 + stage1.RATING_BUCKETS * (len(ds.vocabularies["month"]) - 1)
+    pairs = min(len(ds.users) * (stage1.RATING_BUCKETS + 1), ds.index["rows"]["train"])
+    assert many["kind"] == "hash" and 4 * pairs <= many["size"] - 1 < 8 * pairs
+    assert (ds.reviews["cross_user_id_item_rating_bucket"] > 0).any()
+
+
+def test_texts_of_dropped_rows_alone_make_no_column(tmp_path):
+    log = random_log(600, 30, 30)
+    path = write_log(tmp_path / "log.json", log)
+    lines = [line.replace('"reviewText"', '"nothing"') for line in path.read_text().splitlines()]
+    stranger = json.dumps({"reviewerID": "U-once", "asin": "B-once", "overall": 5.0, "unixReviewTime": 1_300_000_000, "reviewText": "good"})
+    path.write_text("\n".join([*lines, stranger]) + "\n")
+    stage1.main(["--dataset", "amazon-reviews", "--input", str(path), "--features", "as-published", "--output-dir", str(tmp_path / "out")])
+    ds = stage1.load_dataset(tmp_path / "out")
+    assert not {*stage1.OWN_TEXT} & {*ds.reviews} and not {*stage1.OWN_TEXT} & {*ds.vocabularies["numeric"]}
 
 
 def test_scales_of_a_sample_are_close_to_those_of_all_rows(tmp_path, monkeypatch):

@@ -378,7 +378,7 @@ def test_a_file_with_texts_may_follow_one_without(tmp_path):
     rows, ids, rejected = formats.read_ratings(args)
     assert {name: ids[name][rows[name]].tolist() for name in ids} == {"user": ["A1", "A1", "A2"], "item": ["B1", "B2", "B1"]}
     np.testing.assert_array_equal(rows["review_length"], [math.nan, math.nan, len(R2014["reviewText"])])
-    assert rejected.to_dict("records") == [{"file": str(paths[1]), "line": 2, "reason": "missing or unparsable timestamp"}]
+    assert rejected.to_dict("records") == [{"file": paths[1], "line": 2, "reason": "missing or unparsable timestamp"}]
     rows, *_ = formats.read_ratings(Namespace(**vars(args) | {"input": paths[:1], "drop_rating": [4.0]}))
     assert "review_length" not in rows and len(rows["rating"]) == 2
 
