@@ -49,8 +49,7 @@ EXACT_PAIRS = 2_000_000  # a cross with more distinct pairs is hashed: a sorted 
 RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
-BLOCK = 262_144  # rows, about, that get their features at a time, and of a row group of the file
-SAMPLE = 2_000_000  # training rows, at most, that scales, quantiles and buckets are fitted on
+BLOCK, SAMPLE = 262_144, 2_000_000  # rows, about, that get features at a time, and of a row group; training rows, at most, that scales are fitted on
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
 ROW_BYTES = 500  # of memory for a row while it is read, encoded and trained on
@@ -503,7 +502,8 @@ def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.nda
     blocks = encoded(features, rows, moment, tables, vocabularies | {"crosses": {"cross_user_category": crosses["cross_user_category"]}})
     sample = pd.concat([block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]) for block in blocks])
     averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
-    for name in [*NUMERIC, *(n for n in OWN_TEXT if n in sample), *(n for names in vocabularies["attributes"].values() for n in names)]:
+    names = [*NUMERIC, *(n for n in OWN_TEXT if n in sample), *(n for names in vocabularies["attributes"].values() for n in names)]
+    for name in sorted(names, key=PAIR_STATE.__contains__):  # the order of the network's inputs: those of pairs are last
         numeric[name] = numeric.get(name) or fit_numeric(name, sample, tables, averages)
     for name in ("user_avg_rating", "item_avg_rating"):
         levels = np.quantile(numeric_values(name, sample, tables, numeric[name]), np.arange(1, RATING_BUCKETS) / RATING_BUCKETS)
