@@ -327,9 +327,9 @@ class Training:
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
             loss.backward()
             for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
-                ids, values = every = [[torch.empty_like(part) for _ in range(WORKERS)] for part in (table.grad._indices(), table.grad._values())]
-                for found, part in zip(every, (table.grad._indices(), table.grad._values() / WORKERS)):
-                    distributed.all_gather(found, part)
+                ids, values = ([torch.empty_like(part) for _ in range(WORKERS)] for part in (table.grad._indices(), table.grad._values()))
+                distributed.all_gather(ids, table.grad._indices())
+                distributed.all_gather(values, table.grad._values() / WORKERS)
                 table.grad = torch.sparse_coo_tensor(torch.cat(ids, 1), torch.cat(values), table.shape, check_invariants=False)
             for optimizer in self.optimizers:
                 optimizer.step()
