@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, InputError
+from readers import ITEM, OWN_TEXT, RATING, TIMESTAMP, USER, Attributes, InputError
 from readers.formats import DAY_S, FORMATS, obtain, read_attributes, read_ratings
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -40,12 +40,11 @@ STATE = ("review_count", "avg_rating", "avg_review_length", "avg_word_count", "a
 PAIR_STATE = ("user_category_review_count", "user_category_avg_residual")  # of a user in the item's category
 RECENCY = ("user_days_since_last", "item_days_since_last", "item_age_days")
 NUMERIC = (*(f"user_{s}" for s in STATE), *(f"item_{s}" for s in STATE), *PAIR_STATE, *RECENCY)  # beside the data set's own attributes
-OWN_TEXT = ("review_length", "word_count")  # of the row itself: exist only after the purchase, as-published only
 CROSSES = {"cross_user_item": ("user_id", "item_id"), "cross_user_period": ("user_id", "period"), "cross_item_period": ("item_id", "period"),
            "cross_user_category": ("user_id", "category"), "cross_rating_buckets": ("user_rating_bucket", "item_rating_bucket")}  # fmt: skip
 TEXTS = ("title", "category", "brand")  # of the items, in every data set
 MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
-EXACT_PAIRS = 2_000_000  # a cross with more distinct pairs is hashed: a sorted table of 16 MB is still cheap
+EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
 RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
 DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 QUANTILES = 101  # knots of a numeric feature's distribution function
@@ -369,16 +368,14 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     return np.where((np.asarray(left) == 0) | (np.asarray(right) == 0), 0, ids).astype(np.int32)
 
 
-def fit_cross(pairs: Iterable[tuple[np.ndarray, np.ndarray]] | int, right_size: int) -> dict:
-    """Specification of a cross from blocks of codes (left, right): the exact pairs where they are few, else, or of a number of pairs alone, a hash."""
-    if not isinstance(pairs, int):
-        keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in pairs])
-        keys.sort()
-        keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
-        if len(keys) <= EXACT_PAIRS:
-            return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
-        pairs = len(keys)
-    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * pairs - 1).bit_length(), 1 << 26)}
+def fit_cross(pairs: Iterable[tuple[np.ndarray, np.ndarray]], right_size: int) -> dict:
+    """Specification of a cross from the training rows' codes (left, right), in blocks: the exact pairs where they are few, else a hash."""
+    keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in pairs])
+    keys.sort()
+    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
+    if len(keys) <= EXACT_PAIRS:
+        return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
+    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
 
 
 def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
@@ -480,26 +477,25 @@ def add_attributes(who: str, table: pd.DataFrame, known: pd.DataFrame, vocabular
 
 def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.ndarray, tables: dict[str, pd.DataFrame], vocabularies: dict) -> None:
     """Fit on the training rows every cross, wanted as name: (left, right), and every scale, quantile and bucket that the vocabularies lack; give the tables
-    their state. Of more than SAMPLE training rows some stand for all in scales, quantiles and buckets."""
+    their state. Of more than SAMPLE training rows some stand for all in scales, quantiles, buckets and crosses of buckets."""
     train, crosses, numeric, edges = rows["split"] == 0, *(vocabularies[name] for name in ("crosses", "numeric", "bucket_edges"))
     sizes = {f"{who}_id": len(table) for who, table in tables.items()} | {f"{who}_rating_bucket": RATING_BUCKETS + 1 for who in tables}
     sizes |= {name: len(vocabularies[name]) for name in (*CONTEXT, *vocabularies["categories"][USER], *vocabularies["categories"][ITEM])}
 
-    def training_pairs(left: str, right: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in range(0, len(rows), BLOCK):
-            block = rows[begin : begin + BLOCK].loc[lambda block: block["split"] == 0]
-            codes = field_codes(block.assign(**encode_moments(block[TIMESTAMP].to_numpy(), vocabularies)), tables, vocabularies)
-            yield codes[left], codes[right]
+    def fit(name: str) -> None:
+        """A cross of the pairs of all training rows, or of the sample where the rating buckets of a row must be known."""
+        left, right = wanted[name]
+        thin = (rows[at : at + BLOCK].loc[lambda block: block["split"] == 0] for at in range(0, len(rows), BLOCK))
+        blocks = (block.assign(**encode_moments(block[TIMESTAMP].to_numpy(), vocabularies)) for block in thin)
+        codes = (field_codes(block, tables, vocabularies) for block in ([sample] if "rating_bucket" in left + right else blocks))
+        crosses[name] = {"left": left, "right": right, **fit_cross(((of_block[left], of_block[right]) for of_block in codes), sizes[right])}
 
     for name, sides in wanted.items():
         if unknown := {*sides} - sizes.keys():
             raise InputError(f"--cross {':'.join(sides)}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
-        left, right = sorted(sides, key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
-        pairs, every = training_pairs(left, right), sizes[left] * sizes[right]
-        if any(side.endswith("_rating_bucket") for side in sides):  # buckets are fitted below: all pairs of codes, or a hash for as many as there are rows
-            pairs = [np.divmod(np.arange(every), sizes[right])] if every <= EXACT_PAIRS else min(every, int(train.sum()))
-        crosses[name] = {"left": left, "right": right, **fit_cross(pairs, sizes[right])}
-    blocks = encoded(features, rows, moment, tables, vocabularies | {"crosses": {"cross_user_category": crosses["cross_user_category"]}})
+        wanted[name] = sorted(sides, key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
+    fit("cross_user_category")
+    blocks = encoded(features, rows, moment, tables, vocabularies)  # with that cross alone: the others are fitted below
     sample = pd.concat([block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]) for block in blocks])
     averages = {name: float(rows.loc[train, name].mean()) for name in (RATING, *OWN_TEXT) if name in rows} | {"residual": 0.0}
     names = [*NUMERIC, *(n for n in OWN_TEXT if n in sample), *(n for names in vocabularies["attributes"].values() for n in names)]
@@ -508,6 +504,9 @@ def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.nda
     for name in ("user_avg_rating", "item_avg_rating"):
         levels = np.quantile(numeric_values(name, sample, tables, numeric[name]), np.arange(1, RATING_BUCKETS) / RATING_BUCKETS)
         edges[name] = edges.get(name) or np.unique(levels).tolist()
+    for name in wanted.keys() - crosses.keys():
+        fit(name)
+    vocabularies["crosses"] = {name: crosses[name] for name in wanted}
 
 
 def build(args: argparse.Namespace, rows: pd.DataFrame, ids: dict[str, pd.Index], attributes: Attributes) -> tuple[np.ndarray, dict[str, pd.DataFrame], dict]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 USER, ITEM, RATING, TIMESTAMP = "user", "item", "rating", "timestamp"
+OWN_TEXT = ("review_length", "word_count")  # of a row itself: they exist only after the purchase
 
 ROWS = pa.schema(
     {

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from readers import ITEM, RATING, TIMESTAMP, USER, Attributes, Codes, Columns, InputError, amazon, anime, delimited, demo, movielens
+from readers import ITEM, OWN_TEXT, RATING, TIMESTAMP, USER, Attributes, Codes, Columns, InputError, amazon, anime, delimited, demo, movielens
 from readers.download import download
 
 EARLIEST_S, DAY_S = 631_152_000, 86_400  # 1990-01-01: no web shop is older
-LENGTHS = ("review_length", "word_count")
-KINDS = {RATING: np.float64, TIMESTAMP: np.float64, **dict.fromkeys(LENGTHS, np.float32), "line": np.uint32, "file": np.int16, "given": np.int8}
+KINDS = {RATING: np.float64, TIMESTAMP: np.float64, **dict.fromkeys(OWN_TEXT, np.float32), "line": np.uint32}  # of columns of `readers.ROWS`
+KINDS |= {"file": np.int16, "given": np.int8}  # number of the file, and the split that it is given for
 
 
 class Format(NamedTuple):
@@ -83,7 +83,8 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
             rejected.append(pd.DataFrame({"file": path, "line": table["line"].to_numpy()[reason.index], "reason": reason}))
             keep = ~np.isin(table[RATING].to_numpy(), args.drop_rating)
             keep[reason.index] = False
-            usable, table = usable + len(table) - len(reason), table if keep.all() else table.filter(pa.array(keep))
+            usable += len(table) - len(reason)
+            table = table if keep.all() else table.filter(pa.array(keep))
             for name in codes:
                 codes[name].add(table[name])
             values = {name: table[name].to_numpy() for name in KINDS if name in table.column_names and table[name].null_count < len(table)}
@@ -92,7 +93,7 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
     if not usable:
         why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rejected) else "the file is empty"
         raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
-    rows, ids = columns.result(LENGTHS), {}
+    rows, ids = columns.result(OWN_TEXT), {}
     for name in [*codes]:
         rows[name], ids[name] = codes.pop(name).result()
     pa.default_memory_pool().release_unused()  # what the texts of a large log took

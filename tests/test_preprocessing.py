@@ -1,6 +1,7 @@
 """Stage 1 against brute force, known counts of real files, and invariants."""
 
 import json
+import weakref
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -367,6 +368,7 @@ def test_rows_that_do_not_fit_into_memory_are_read_by_blocks(tmp_path, monkeypat
         for ds in (thin, whole):
             blocks = [block() for block in ds.blocks(split)]
             assert sum(map(len, blocks)) == rows and all(0 < len(block) <= 150 for block in blocks)  # about 100, rows of a moment together
+            assert len(blocks) <= rows / 50 + 1  # none is much smaller, but for the last
             if rows:
                 assert ds.rows(split).astype({"split": str}).equals(expected.reset_index(drop=True).astype({"split": str}))
     with pytest.raises(stage1.InputError, match="do not fit into the memory"):
@@ -419,15 +421,17 @@ def test_a_split_of_no_rows_is_an_error_of_one_line(tmp_path):
         stage1.main([*flags, "--split", "per-user"])
 
 
-def test_crosses_with_buckets_know_every_pair_where_they_are_few_and_are_hashed_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1, "EXACT_PAIRS", 1000)
+@pytest.mark.parametrize("sample", [10**9, 500])
+def test_crosses_with_buckets_know_the_pairs_of_training_rows_or_of_a_sample(tmp_path, monkeypatch, sample):
+    monkeypatch.setattr(stage1, "SAMPLE", sample)
     ds = preprocess(tmp_path, random_log(2000, 120, 60), "--cross", "user_id:item_rating_bucket", "user_rating_bucket:month")
-    specs = ds.vocabularies["crosses"]
-    few, many = specs["cross_user_rating_bucket_month"], specs["cross_user_id_item_rating_bucket"]
-    assert few["kind"] == "exact" and few["size"] == 1 + stage1.RATING_BUCKETS * (len(ds.vocabularies["month"]) - 1)
-    pairs = min(len(ds.users) * (stage1.RATING_BUCKETS + 1), ds.index["rows"]["train"])
-    assert many["kind"] == "hash" and 4 * pairs <= many["size"] - 1 < 8 * pairs
-    assert (ds.reviews["cross_user_id_item_rating_bucket"] > 0).any()
+    codes, train_rows = stage1.field_codes(ds.reviews, ds.tables, ds.vocabularies), (ds.reviews["split"] == "train").to_numpy()
+    for name in ("cross_user_id_item_rating_bucket", "cross_user_rating_bucket_month", "cross_rating_buckets"):
+        spec = ds.vocabularies["crosses"][name]
+        left, right = (codes[spec[side]].astype(np.int64) for side in ("left", "right"))
+        of_training = np.unique((left * spec["right_size"] + right)[train_rows & (left > 0) & (right > 0)])
+        assert np.isin(spec["keys"], of_training).all() and 0 < spec["size"] - 1 <= len(of_training)
+        assert sample == 500 or len(of_training) == spec["size"] - 1
 
 
 def test_texts_of_dropped_rows_alone_make_no_column(tmp_path):
@@ -439,6 +443,23 @@ def test_texts_of_dropped_rows_alone_make_no_column(tmp_path):
     stage1.main(["--dataset", "amazon-reviews", "--input", str(path), "--features", "as-published", "--output-dir", str(tmp_path / "out")])
     ds = stage1.load_dataset(tmp_path / "out")
     assert not {*stage1.OWN_TEXT} & {*ds.reviews} and not {*stage1.OWN_TEXT} & {*ds.vocabularies["numeric"]}
+
+
+def test_blocks_are_given_up_when_they_are_written(tmp_path, monkeypatch):
+    """Features of all rows are never held at once."""
+    seen, alive, encoded = [], [], stage1.encoded
+
+    def watched(*args):
+        for block in encoded(*args):
+            seen.append(weakref.ref(block))
+            alive.append(sum(one() is not None for one in seen))
+            yield block
+            del block
+
+    monkeypatch.setattr(stage1, "BLOCK", 100)
+    monkeypatch.setattr(stage1, "encoded", watched)
+    preprocess(tmp_path, random_log(2500, 80, 60), "--split", "random")
+    assert len(seen) > 40 and max(alive) <= 3
 
 
 def test_scales_of_a_sample_are_close_to_those_of_all_rows(tmp_path, monkeypatch):
@@ -456,8 +477,9 @@ def test_scales_of_a_sample_are_close_to_those_of_all_rows(tmp_path, monkeypatch
             np.testing.assert_allclose(stage1.normalise(grid, sampled[name]), stage1.normalise(grid, spec), atol=0.15)
     for name in edges:
         np.testing.assert_allclose(few_edges[name], edges[name], atol=0.1)
-    crosses = [words["crosses"] for words in specs]  # those are of all rows
-    assert all(np.array_equal(crosses[0][name]["keys"], crosses[1][name]["keys"]) for name in stage1.CROSSES)
+    of_all, of_sample = (words["crosses"] for words in specs)  # those without buckets are of all rows
+    for name in stage1.CROSSES.keys() - {"cross_rating_buckets"}:
+        np.testing.assert_array_equal(of_sample[name]["keys"], of_all[name]["keys"])
 
 
 def test_a_damaged_block_of_a_large_file_is_found(tmp_path, monkeypatch):
