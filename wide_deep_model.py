@@ -153,42 +153,54 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer:
-    """Adam, or from a "start" on Adagrad: of tables only the rows that have a gradient. torch's own make sparse tensors on the way and load a compiler (70 MB).
-    In `rows` [n, 3 D] weights, of which the parameters become views, lie beside means of gradient and square, or Adagrad's shift and sum of squares."""
+    """Adam, from a "start" on Adagrad, with l1 FTRL: of tables only the rows that have a gradient. torch's own make sparse tensors on the way and load a compiler
+    (70 MB). Weights, of which the parameters become views, lie beside their statistics in `rows` [n, 2 D or 3 D]: the sum of squares (Adagrad), that and
+    a shift (FTRL), or the means of square and gradient (Adam). All that are no tables share one row."""
 
     def __init__(self, tables: list, others: Iterable, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
-        self.parameters, self.rows, self.steps, self.lr, self.decay, self.eps, self.start, self.l1 = [*tables, *others], [], 0, lr, weight_decay, eps, start, l1
-        for parameter, old in [(p, p.data) for p in tables] + [(p, p.data.view(1, -1)) for p in self.parameters[len(tables) :]]:
-            self.rows.append(old.new_full((len(old), 3 * old.shape[1]), start))
-            weights, shift, _ = self.rows[-1].chunk(3, 1)
-            if start:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                shift.copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
-            parameter.data = weights.copy_(old).view(parameter.shape)
-        self.places = [torch.empty(len(rows), dtype=torch.int32, device=rows.device) for rows in self.rows]  # to work in
+        self.tables, self.others, self.lr, self.decay, self.eps, self.start, self.l1 = tables, [*others], lr, weight_decay, eps, start, l1
+        self.rows, self.steps, self.parts = [], 0, 2 if start and not l1 else 3
+        for old in [table.data for table in tables] + [torch.cat([p.data.flatten() for p in self.others])[None] for _ in self.others[:1]]:
+            self.rows.append(old.new_full((len(old), self.parts * old.shape[1]), start))
+            weights, _, *shift = self.rows[-1].chunk(self.parts, 1)
+            if l1:  # weights that are not 0 begin with the sum of gradients that would have led to them
+                shift[0].copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
+            weights.copy_(old)
+        for table, rows in zip(tables, self.rows):
+            table.data = rows[:, : table.shape[1]]
+        for rows in self.rows[len(tables) :]:
+            nn.utils.vector_to_parameters(rows[0], self.others)
+        self.places = [torch.empty(len(table), dtype=torch.int32, device=table.device) for table in tables]  # to work in
 
     def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.steps += 1
-        for rows, places, gradient in zip(self.rows, self.places, (parameter.grad for parameter in self.parameters)):
-            if gradient.is_sparse:
-                ids, values, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=rows.device)
-                place = places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
-                if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                    values = torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
-                else:
-                    once = (place == order).nonzero()[:, 0]
-                    ids, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
-            found, values = (rows.index_select(0, ids), values) if gradient.is_sparse else (rows, gradient.reshape(1, -1))
-            weights, first, second = found.chunk(3, 1)
-            values = values.add(weights, alpha=self.decay) if self.decay else values
-            if self.start:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared. Without L1: Adagrad, Duchi et al. 2011
-                before, after = second.sqrt(), second.addcmul_(values, values).sqrt()
-                shift = first.add_(values).sub_((after - before) * weights / self.lr)
-                weights.copy_(F.softshrink(shift, self.l1).mul_(-self.lr).div_(after))
-            else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
-                mean, square = first.lerp_(values, 1 - beta1), second.mul_(beta2).addcmul_(values, values, value=1 - beta2)
-                weights.addcdiv_(mean, square.sqrt().add_(self.eps), value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
-            if gradient.is_sparse:
-                rows.index_copy_(0, ids, found)
+        for table, places, rows in zip(self.tables, self.places, self.rows):
+            ids, values, order = table.grad._indices()[0], table.grad._values(), torch.arange(table.grad._nnz(), dtype=torch.int32, device=rows.device)
+            place = places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
+            if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
+                values = torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
+            else:
+                once = (place == order).nonzero()[:, 0]
+                ids, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
+            found = rows.index_select(0, ids)
+            self.update(found, values, beta1, beta2)
+            rows.index_copy_(0, ids, found)
+        for rows in self.rows[len(self.tables) :]:
+            self.update(rows, torch.cat([p.grad.flatten() for p in self.others]), beta1, beta2)
+
+    def update(self, rows: Tensor, gradient: Tensor, beta1: float, beta2: float) -> None:
+        """Change rows [n, 2 D or 3 D] in place by the gradients [n, D] of their weights."""
+        weights, squares, *other = rows.chunk(self.parts, 1)
+        gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
+        if self.l1:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared
+            before, after = squares.sqrt(), squares.addcmul_(gradient, gradient).sqrt()
+            shift = other[0].add_(gradient).sub_((after - before) * weights / self.lr)
+            weights.copy_(F.softshrink(shift, self.l1).mul_(-self.lr).div_(after))
+        elif self.start:  # Duchi et al. 2011
+            weights.addcdiv_(gradient, squares.addcmul_(gradient, gradient).sqrt(), value=-self.lr)
+        else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
+            mean, square = other[0].lerp_(gradient, 1 - beta1), squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            weights.addcdiv_(mean, square.sqrt().add_(self.eps), value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:

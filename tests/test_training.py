@@ -273,7 +273,7 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(model, optimizers, *inputs)
     for name, parameter in model.named_parameters():
-        [found] = [optimizer for optimizer in optimizers if any(p is parameter for p in optimizer.parameters)]
+        [found] = [optimizer for optimizer in optimizers if any(p is parameter for p in [*optimizer.tables, *optimizer.others])]
         is_wide = name in ("wide.weight", "linear") or (component == "wide" and name == "bias")
         kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
         assert found.lr == lr and ("adagrad" if found.start else "adam") == kind
