@@ -1,8 +1,7 @@
 """Stage 2: encoded rows in, a trained Wide & Deep model out.
 
     python wide_deep_model.py                                      # processed_data/ -> best_wide_deep_model.pt
-    python wide_deep_model.py --ablations --refit --epochs 30      # also wide only and deep only; final model on all rows
-    torchrun --nproc-per-node=2 wide_deep_model.py                 # each process on its share of the rows
+    torchrun --nproc-per-node=2 wide_deep_model.py                 # each process on its share of every batch
 
 Reads   processed_data/ as stage 1 wrote it (verified against dataset.json).
 Writes  best_wide_deep_model.pt (self-contained), last_wide_deep_model.pt (for --resume), training_history.json; --ablations: <name>.wide.pt, .deep.pt
@@ -46,10 +45,9 @@ PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.
 GRADES, POWERS = (1.0, 0.0), (0.0, 0.1, 0.2, 0.3)  # tried likewise: of ratings below a like; of popularity, that divide pairs (RP3beta, Paudel et al. 2017)
 USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
 COSINE_DAMPING, COSINE_UNIT = 30.0, 0.1  # of the squared norms; as similar as this, a rating counts as one
-TASTE, SAMPLED = (600, 200), 1_000  # units of the network of lists; items that stand for all others in a step over a large catalogue
+TASTE, SAMPLED, SCALES = (600, 200), 1_000, (1.0, 0.5, 0.25)  # of lists' network: units; items that stand for all others; beside pairs, times the learned scale
 HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found again; of users, so that pairs are fitted on others; L2 of the network
-ROUNDS, ROUND_STEPS, LIST_PATIENCE = 60, 100, 8  # of fit_taste: at most; steps of one, at least; rounds without better lists
-SCALES, CHOICE_USERS = (1.0, 0.5, 0.25), 6_000  # of the network beside the pairs, times the learned one; validation users who choose, at most
+ROUNDS, ROUND_STEPS, LIST_PATIENCE, CHOICE_USERS = 60, 100, 8, 6_000  # at most; steps of one, at least; rounds without better lists; validation users, at most
 CPU = getattr(torch.cpu, "get_capabilities", dict)()  # which instructions it has
 BRIEF_BATCH = 4096 if CPU.get("avx512_bf16") or CPU.get("amx_bf16") else math.inf  # from which bfloat16 is worth its conversions
 RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
@@ -153,43 +151,35 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer:
-    """Adam, from a "start" on Adagrad, with l1 FTRL: of tables only the rows that have a gradient. torch's own make sparse tensors on the way and load a compiler
-    (70 MB). Weights, of which the parameters become views, lie beside their statistics in `rows` [n, 2 D or 3 D]: the sum of squares (Adagrad), that and
-    a shift (FTRL), or the means of square and gradient (Adam). All that are no tables share one row."""
+    """Adam, or from a "start" on Adagrad, with l1 FTRL: of a table the rows that have a gradient, or of all parameters as one row. torch's own make sparse
+    tensors on the way and load a compiler (70 MB). Weights, of which the parameters become views, lie beside their statistics in `rows`: [n, 2 D] with
+    the sum of squares (Adagrad), or [n, 3 D] with that and a shift (FTRL) or with the means of square and gradient (Adam)."""
 
-    def __init__(self, tables: list, others: Iterable, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
-        self.tables, self.others, self.lr, self.decay, self.eps, self.start, self.l1 = tables, [*others], lr, weight_decay, eps, start, l1
-        self.rows, self.steps, self.parts = [], 0, 2 if start and not l1 else 3
-        for old in [table.data for table in tables] + [torch.cat([p.data.flatten() for p in self.others])[None] for _ in self.others[:1]]:
-            self.rows.append(old.new_full((len(old), self.parts * old.shape[1]), start))
-            weights, _, *shift = self.rows[-1].chunk(self.parts, 1)
-            if l1:  # weights that are not 0 begin with the sum of gradients that would have led to them
-                shift[0].copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
-            weights.copy_(old)
-        for table, rows in zip(tables, self.rows):
-            table.data = rows[:, : table.shape[1]]
-        for rows in self.rows[len(tables) :]:
-            nn.utils.vector_to_parameters(rows[0], self.others)
-        self.places = [torch.empty(len(table), dtype=torch.int32, device=table.device) for table in tables]  # to work in
+    def __init__(self, parameters: Iterable, lr: float, table=False, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
+        self.parameters, self.lr, self.table, self.decay, self.eps, self.start, self.l1 = [*parameters], lr, table, weight_decay, eps, start, l1
+        old, self.steps = self.parameters[0].data if table else nn.utils.parameters_to_vector(self.parameters).data[None], 0
+        self.parts = 2 if start and not l1 else 3
+        self.rows = old.new_full((len(old), self.parts * old.shape[1]), start)
+        weights, _, *shift = self.rows.chunk(self.parts, 1)
+        weights.copy_(old)
+        if l1:  # weights that are not 0 begin with the sum of gradients that would have led to them
+            shift[0].copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
+        for parameter, part in zip(self.parameters, [weights] if table else weights[0].split([p.numel() for p in self.parameters])):
+            parameter.data = part.view(parameter.shape)
+        self.places = torch.empty(len(old), dtype=torch.int32, device=old.device)  # to work in
 
     def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.steps += 1
-        for table, places, rows in zip(self.tables, self.places, self.rows):
-            ids, values, order = table.grad._indices()[0], table.grad._values(), torch.arange(table.grad._nnz(), dtype=torch.int32, device=rows.device)
-            place = places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
+        rows, gradient = self.rows, self.parameters[0].grad if self.table else torch.cat([p.grad.flatten() for p in self.parameters])
+        if self.table:
+            ids, gradient, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=rows.device)
+            place = self.places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                values = torch.zeros_like(values).index_put_((place.long(),), values, accumulate=True)[place.long()]
+                gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
             else:
                 once = (place == order).nonzero()[:, 0]
-                ids, values = ids[once], torch.zeros_like(values).index_add_(0, place.long(), values).index_select(0, once)
-            found = rows.index_select(0, ids)
-            self.update(found, values, beta1, beta2)
-            rows.index_copy_(0, ids, found)
-        for rows in self.rows[len(self.tables) :]:
-            self.update(rows, torch.cat([p.grad.flatten() for p in self.others]), beta1, beta2)
-
-    def update(self, rows: Tensor, gradient: Tensor, beta1: float, beta2: float) -> None:
-        """Change rows [n, 2 D or 3 D] in place by the gradients [n, D] of their weights."""
+                ids, gradient = ids[once], torch.zeros_like(gradient).index_add_(0, place.long(), gradient).index_select(0, once)
+            rows = rows.index_select(0, ids)
         weights, squares, *other = rows.chunk(self.parts, 1)
         gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
         if self.l1:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared
@@ -201,6 +191,8 @@ class RowOptimizer:
         else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
             mean, square = other[0].lerp_(gradient, 1 - beta1), squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             weights.addcdiv_(mean, square.sqrt().add_(self.eps), value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
+        if self.table:
+            self.rows.index_copy_(0, ids, rows)
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
@@ -208,20 +200,21 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
     start, of_rows = ADAGRAD_START / args.batch_size**2, {"eps": ROW_ADAM_EPS / args.batch_size}
     rules = {"adam": {}, "adagrad": {"start": start, "l1": 0.0}, "ftrl": {"start": start, "l1": args.wide_l1 / args.batch_size}}
     wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
-    parts = [([model.wide.weight], [model.linear], wide | of_rows)] if model.component != "deep" else []
-    parts += [([model.embedding.weight], [], deep | of_rows), ([], model.mlp.parameters(), deep)] if model.component != "wide" else []
-    parts += [([], [model.bias], wide | {"l1": 0.0} if model.component == "wide" else deep)]
-    return [RowOptimizer(tables, others, **rule) for tables, others, rule in parts]
+    parts = [([model.bias], wide | {"l1": 0.0} if model.component == "wide" else deep)]
+    parts += [([model.wide.weight], wide | of_rows | {"table": True}), ([model.linear], wide | of_rows)] if model.component != "deep" else []
+    parts += [([model.embedding.weight], deep | of_rows | {"table": True}), (model.mlp.parameters(), deep)] if model.component != "wide" else []
+    return [RowOptimizer(parameters, **rule) for parameters, rule in parts]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
-    def batches(self, size: int, shuffled: bool = False) -> Iterator[tuple[Tensor, ...]]:
-        """Slices of `size` rows; shuffled, of a copy made block by block so that memory stays bounded."""
-        blocks = torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size * 4) if shuffled else [None]
-        return (batch for b in blocks for batch in zip(*((t if b is None else t.index_select(0, b)).split(size) for t in self.tensors)))
+    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[list[Tensor]]:
+        """Batches of `size` rows in random order, of each the part of one worker; rows of the last that workers cannot share equally are left out."""
+        for batch in torch.randperm(len(self), dtype=torch.int32).split(size):
+            own = batch[: len(batch) // workers * workers][rank::workers].to(self.tensors[0].device, non_blocking=True)
+            yield [tensor.index_select(0, own) for tensor in self.tensors]
 
 
 class Inputs(Features):
@@ -272,22 +265,18 @@ def encode_rows(features: Inputs, rows: pd.DataFrame, device: str, objective: st
 
 
 class StreamedRows:
-    """Rows that do not fit into memory: encoded once, a block a nameless file in `folder`; read in random order, STREAM blocks shuffled together."""
+    """Rows that do not fit into memory: a worker's equal share, encoded once, a block a nameless file in `folder`; shuffled STREAM random blocks at a time."""
 
     def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows], folder: Path, device: str) -> None:
         self.files, self.device = [tempfile.TemporaryFile(dir=folder) for _ in blocks], device  # noqa: SIM115 (open until the end)
         for file, block in tqdm(zip(self.files, blocks), desc="encoding", unit=" blocks", total=len(blocks), disable=RANK > 0 or None, leave=False):
-            np.savez(file, *(part.cpu().numpy() for part in encode(of_worker(block())).tensors))
+            rows = block()
+            np.savez(file, *(part.cpu().numpy() for part in encode(rows[RANK::WORKERS][: len(rows) // WORKERS]).tensors))
 
-    def batches(self, size: int, shuffled: bool) -> Iterator[tuple[Tensor, ...]]:
+    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[list[Tensor]]:
         for chosen in torch.randperm(len(self.files)).split(STREAM):
             blocks = zip(*(np.load(self.files[n].seek(0) or self.files[n]).values() for n in chosen))
-            yield from Rows(*(torch.from_numpy(np.concatenate(part)).to(self.device) for part in blocks)).batches(size, shuffled)
-
-
-def of_worker(rows: pd.DataFrame) -> pd.DataFrame:
-    """This worker's share, as large as every worker's: fewer rows than there are workers are left out."""
-    return rows.iloc[RANK * (len(rows) // WORKERS) :][: len(rows) // WORKERS]
+            yield from Rows(*(torch.from_numpy(np.concatenate(part)).to(self.device) for part in blocks)).shuffled(-(-size // workers), 0, 1)
 
 
 class Training:
@@ -299,10 +288,9 @@ class Training:
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.mean = args.average and torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.average))
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
-        self.optimizers, self.forward = make_optimizers(self.model, args), self.model
-        if WORKERS > 1:
-            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
-            self.forward = nn.parallel.DistributedDataParallel(self.model)
+        self.optimizers = make_optimizers(self.model, args)
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
+        self.forward = self.model if WORKERS == 1 else nn.parallel.DistributedDataParallel(self.model)
         self.parts, self.start = [self.model, *([self.mean] if self.mean else [])], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         ids = [(), ("user_id",), ("item_id",), ("user_id", "item_id")]
@@ -318,22 +306,23 @@ class Training:
             part.load_state_dict(saved)
         for optimizer, (steps, rows) in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.steps = steps
-            torch._foreach_copy_(optimizer.rows, [found.to(self.args.device) for found in rows])
+            optimizer.rows.copy_(rows)
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda"])
         self.start = state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the user, and independently the item, of some rows unknown in every feature that contains it."""
-        user, item = torch.rand(2, len(deep), device=deep.device) < ID_DROPOUT
+        """Make the user, and independently the item, of some rows unknown in every feature that contains it. Chance is that of all workers' rows."""
+        user, item = torch.rand(2, len(deep) * WORKERS, device=deep.device)[:, RANK::WORKERS] < ID_DROPOUT
         return tuple(ids * stay.index_select(0, user + 2 * item.int()) for ids, stay in zip((wide, deep), self.stay))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
-        """One pass over this worker's rows in a new order; their mean loss."""
+        """One pass over the rows in a new order; the mean loss of those that this worker had."""
         self.model.train()
         total, trained = torch.zeros((), device=self.args.device), 0
-        batches, least = rows.batches(-(-self.args.batch_size // WORKERS), shuffled=True), 1 + self.args.batch_norm  # a left-over row has no variance
-        for step, (wide, deep, numeric, target) in enumerate((batch for batch in batches if len(batch[-1]) >= least), 1):
+        least = 1 + (self.args.batch_norm or WORKERS > 1)  # a left-over row has no variance, and gradients that share memory, which workers average in place
+        batches = (batch for batch in rows.shuffled(self.args.batch_size, RANK, WORKERS) if len(batch[-1]) >= least)
+        for step, (wide, deep, numeric, target) in enumerate(batches, 1):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
                 logit = self.forward(*self.hide_ids(wide, deep), numeric)
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
@@ -360,7 +349,7 @@ class Training:
 @torch.inference_mode()
 def logits(model: WideDeep, rows: Rows) -> np.ndarray:
     model.eval()
-    return torch.cat([model(*inputs).float().cpu() for *inputs, _ in rows.batches(SCORE_BLOCK)]).numpy()
+    return torch.cat([model(*inputs).float().cpu() for *inputs, _ in zip(*(t.split(SCORE_BLOCK) for t in rows.tensors))]).numpy()
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -480,7 +469,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
     taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
     mean = torch.optim.swa_utils.AveragedModel(taste, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
-    optimizer = RowOptimizer([taste.liked.weight, taste.item.weight], [*taste.hidden.parameters(), taste.scale], 1e-3, TASTE_DECAY)
+    parts = ([taste.liked.weight], True), ([taste.item.weight], True), ([*taste.hidden.parameters(), taste.scale], False)
+    optimizers = [RowOptimizer(parameters, 1e-3, table, TASTE_DECAY) for parameters, table in parts]
     rounds, best_taste, setting, best_quality = [0.0], mean.module, chosen or (0, 0.0), list_quality(history, pairs, held)[0]  # of lists without it
     while len(rounds) <= (chosen[0] if chosen else min(ROUNDS, int(np.argmax(rounds)) + LIST_PATIENCE)):
         number, begin = len(rounds), time.perf_counter()
@@ -492,7 +482,8 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
             visible.data[(rng.random(visible.nnz) < HIDDEN_SHARE) & (visible.indices > 0)] = 0
             visible.eliminate_zeros()
             list_loss(taste, history[part], visible, others[f], weight[part] / weight[users].mean() / len(part), sample).backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             taste.zero_grad()
             if step % 10 == 0:
                 mean.update_parameters(taste)
@@ -552,13 +543,15 @@ class Run:
                     raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
 
     def execute(self) -> None:
-        components = dict.fromkeys([self.args.component, *(("wide", "deep") if self.args.ablations else ())])
+        components = dict.fromkeys([self.args.component, *("wide", "deep")[: 2 * self.args.ablations]])
         phases = [(component, refit) for component in components for refit in (False, True)[: 1 + self.args.refit]]
         for component, refit in phases[max(len(self.histories) - 1, 0) :]:  # the last that began is where to go on, those before it are finished
             self.train(component, refit)
 
     def train(self, component: str, refit: bool) -> None:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
+        def describe(record: dict) -> str:
+            return ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in record.items() if n.startswith(("train_", "validation_")))
         name = f"{component} refit" if refit else component
         path = self.args.checkpoint if component == self.args.component else self.args.checkpoint.with_suffix(f".{component}.pt")
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
@@ -575,7 +568,7 @@ class Run:
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
         encode = partial(encode_rows, features, device=args.device, objective=args.objective)
-        train = StreamedRows(ds.blocks("train"), encode, path.parent, args.device) if ds.streamed else encode(of_worker(known))
+        train = StreamedRows(ds.blocks("train"), encode, path.parent, args.device) if ds.streamed else encode(known)
         validation = encode(ds.rows("validation"))
         training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
         if name in self.histories:
@@ -585,10 +578,9 @@ class Run:
             warm_start(training.model, features, config, known)
             training.optimizers = make_optimizers(training.model, args)
             training.start = validate(training.model, validation, config)
-            print(f"{name} starts from {args.warm_start}: " + describe({"epoch": 0} | training.start))
+            print(f"{name} starts from {args.warm_start}: " + describe(training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
-        history = self.histories.setdefault(name, [])
-        epochs = max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
+        history, epochs = self.histories.setdefault(name, []), max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
         while len(history) < epochs and (refit or not history or len(history) - max(history, key=quality)["epoch"] < args.patience):
             number, started = len(history) + 1, time.perf_counter()
             with tqdm(total=len(known), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=RANK > 0 or None, leave=False) as bar:
@@ -600,7 +592,7 @@ class Run:
             memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             speed = {"seconds": round(seconds, 3), "rows_per_s": round(len(known) / seconds), "peak_memory_mb": round(memory / 2**20, 1)}
             history.append({"epoch": number, "train_loss": loss, **metrics, **speed})
-            print(f"{name} {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
+            print(f"{name} epoch {number}: {describe(history[-1])}, {speed['rows_per_s']:,} rows/s", flush=True)
             if not RANK:
                 checkpoint = served | {"state_dict": training.kept.state_dict(), **history[-1], "history": self.histories[component]}
                 if len(history) == epochs if refit else max(history, key=quality) is history[-1] and quality(history[-1]) > goal:
@@ -611,7 +603,7 @@ class Run:
         final = history[-1] if refit else max(history, key=quality)
         if not (refit or quality(final) > goal):
             raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
-        print(f"{name}: {describe(final)} -> {path}")
+        print(f"{name}: epoch {final['epoch']}: {describe(final)} -> {path}")
 
     def fit_lists(self, component: str, refit: bool) -> dict:
         """What lists are made of: histories; pairs; with --objective ranking the network too (deep: alone). Validation users choose."""
@@ -638,10 +630,6 @@ class Run:
 def quality(record: dict) -> float:
     """What early stopping maximises: validation AUC; minus the validation loss for ratings, or where one class is missing."""
     return record.get("validation_auc", -record["validation_loss"])
-
-
-def describe(record: dict) -> str:
-    return f"epoch {record['epoch']}: " + ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in record.items() if n.startswith(("train_", "validation_")))
 
 
 # ---------------------------------------------------------------------------------------------- checkpoint and serving
@@ -763,9 +751,9 @@ class Recommender:
         """Why an item is in a user's list, and what the model makes of the pair: of, feature, contribution. "list": each item of the history,
         what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = self.encode([user], [item])
+        *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found = [("list", self.items["title"][i] if i else "anybody", v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
-        *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
         if self.config["component"] != "deep":
             weights = self.model.wide(inputs[0] + self.model.wide_offsets)[0, :, 0], inputs[2][0, : self.model.wide_numeric] * self.model.linear[:, 0]

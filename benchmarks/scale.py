@@ -34,7 +34,6 @@ import wide_deep_model as stage2
 
 USERS, ITEMS, GROWTH, BATCH = 200_000, 60_000, 10, 4096
 FLAGS = ["--device", "cpu", "--batch-size", str(BATCH), "--precision", "bfloat16" if BATCH >= stage2.BRIEF_BATCH else "float32"]  # as the script chooses
-FEATURES = {"user_id": 1, "item_id": 1, "cross_user": 4, "cross_item": 4, "month": 0}  # codes per user or item
 
 
 def preprocessing(scale: float, folder: Path) -> tuple[int, float, float]:

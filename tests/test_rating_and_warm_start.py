@@ -38,7 +38,7 @@ def test_ftrl_is_the_published_rule(l1, sparse):
     rng = np.random.default_rng(5)
     gradients = [np.where(rng.random(8) < 0.6, rng.normal(0, 1, 8), 0.0) for _ in range(40)]
     table = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.float64))
-    optimizer = stage2.RowOptimizer(*[[table], []][:: 1 if sparse else -1], lr=0.2, l1=l1, start=0.05)
+    optimizer = stage2.RowOptimizer([table], table=sparse, lr=0.2, l1=l1, start=0.05)
     zeros = 0
     for gradient, expected in zip(gradients, ftrl_of_the_paper(gradients, 0.2, l1, 0.05)):
         dense = torch.from_numpy(gradient)[:, None]
@@ -54,10 +54,10 @@ def test_ftrl_without_l1_is_adagrad_also_from_other_weights_than_0(l1):
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(12, 1, generator=generator)
     tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
-    ftrl = stage2.RowOptimizer([], [tables[0]], lr=0.1, start=0.02, l1=l1)
+    ftrl = stage2.RowOptimizer([tables[0]], lr=0.1, start=0.02, l1=l1)
     adagrad = torch.optim.Adagrad([tables[1]], lr=0.1, eps=0.0, initial_accumulator_value=0.02)
     if l1:
-        torch.testing.assert_close(ftrl.rows[0][:, 24:], (-first * math.sqrt(0.02) / 0.1).T)
+        torch.testing.assert_close(ftrl.rows[:, 24:], (-first * math.sqrt(0.02) / 0.1).T)
     for _ in range(30):
         gradient = torch.randn(12, 1, generator=generator)
         for table, optimizer in zip(tables, (ftrl, adagrad)):

@@ -172,10 +172,10 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
     generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, 3, sparse=True) for _ in range(2)]
     tables[1].load_state_dict(tables[0].state_dict())
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], [], lr=0.1, start=0.02)
+        ours = stage2.RowOptimizer([tables[0].weight], table=True, lr=0.1, start=0.02)
         theirs = torch.optim.Adagrad([tables[1].weight], lr=0.1, initial_accumulator_value=0.02)
     else:
-        ours = stage2.RowOptimizer([tables[0].weight], [], lr=0.1, eps=0.01)
+        ours = stage2.RowOptimizer([tables[0].weight], table=True, lr=0.1, eps=0.01)
         theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1, eps=0.01)
     for _ in range(50):
         ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, 3, generator=generator)
@@ -196,9 +196,9 @@ def test_the_way_that_never_waits_for_a_gpu_leads_to_the_same_weights(settings):
 
     generator, first = torch.Generator().manual_seed(3), torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
     tables = [torch.nn.Parameter(first.clone()) for _ in range(2)]
-    optimizers = [stage2.RowOptimizer([table], [], lr=0.1, weight_decay=0.01, **settings) for table in tables]
-    optimizers[1].rows = [rows.as_subclass(OnGpu) for rows in optimizers[1].rows]
-    assert optimizers[1].rows[0].is_cuda and not optimizers[0].rows[0].is_cuda
+    optimizers = [stage2.RowOptimizer([table], table=True, lr=0.1, weight_decay=0.01, **settings) for table in tables]
+    optimizers[1].rows = optimizers[1].rows.as_subclass(OnGpu)
+    assert optimizers[1].rows.is_cuda and not optimizers[0].rows.is_cuda
     for _ in range(30):
         ids, values = torch.randint(0, 20, (1, 25), generator=generator), torch.randn(25, 3, generator=generator)
         for table, optimizer in zip(tables, optimizers):
@@ -215,10 +215,10 @@ def test_weight_decay_is_torchs_where_every_row_is_touched(kind):
     tables[1].load_state_dict(tables[0].state_dict())
     settings = {"lr": 0.1, "weight_decay": 0.3}
     if kind == "adagrad":
-        ours = stage2.RowOptimizer([tables[0].weight], [], start=0.02, **settings)
+        ours = stage2.RowOptimizer([tables[0].weight], table=True, start=0.02, **settings)
         theirs = torch.optim.Adagrad([tables[1].weight], **settings, initial_accumulator_value=0.02)
     else:
-        ours, theirs = stage2.RowOptimizer([tables[0].weight], [], eps=1e-9, **settings), torch.optim.Adam([tables[1].weight], **settings, eps=1e-9)
+        ours, theirs = stage2.RowOptimizer([tables[0].weight], table=True, eps=1e-9, **settings), torch.optim.Adam([tables[1].weight], **settings, eps=1e-9)
     for _ in range(30):
         ids, target = torch.randperm(12, generator=generator), torch.randn(12, 3, generator=generator)
         for table, optimizer in zip(tables, (ours, theirs)):
@@ -237,9 +237,9 @@ def test_what_is_no_table_does_the_arithmetic_of_torchs_optimizers(kind):
     settings = {"lr": 0.1, "weight_decay": 0.3}
     if kind == "adagrad":
         adagrad = torch.optim.Adagrad(theirs, **settings, initial_accumulator_value=0.02)
-        optimizers = stage2.RowOptimizer([], ours, start=0.02, **settings), adagrad
+        optimizers = stage2.RowOptimizer(ours, start=0.02, **settings), adagrad
     else:
-        optimizers = stage2.RowOptimizer([], ours, eps=1e-9, **settings), torch.optim.Adam(theirs, **settings, eps=1e-9)
+        optimizers = stage2.RowOptimizer(ours, eps=1e-9, **settings), torch.optim.Adam(theirs, **settings, eps=1e-9)
     for _ in range(30):
         for one, other in zip(ours, theirs):
             one.grad = torch.randn(one.shape, generator=generator)
@@ -273,7 +273,7 @@ def test_every_parameter_gets_its_optimizer_once(component, wide_optimizer, deep
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(model, optimizers, *inputs)
     for name, parameter in model.named_parameters():
-        [found] = [optimizer for optimizer in optimizers if any(p is parameter for p in [*optimizer.tables, *optimizer.others])]
+        [found] = [optimizer for optimizer in optimizers if any(p is parameter for p in optimizer.parameters)]
         is_wide = name in ("wide.weight", "linear") or (component == "wide" and name == "bias")
         kind, lr = (wide_optimizer, 0.05) if is_wide else (deep_optimizer, 0.002)
         assert found.lr == lr and ("adagrad" if found.start else "adam") == kind
@@ -758,6 +758,24 @@ def in_order(batches) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_share_the_batches_of_one_process(workers):
+    rows = stage2.Rows(torch.arange(997), torch.arange(997) * 2)
+    torch.manual_seed(0)
+    state, whole = torch.get_rng_state(), list(rows.shuffled(66, 0, 1))
+    after = torch.get_rng_state()
+    assert torch.cat([batch[0] for batch in whole]).sort().values.equal(torch.arange(997))
+    shares = []
+    for rank in range(workers):
+        torch.set_rng_state(state)
+        shares.append(list(rows.shuffled(66, rank, workers)))
+        assert torch.equal(torch.get_rng_state(), after)
+    for expected, *parts in zip(whole, *shares, strict=True):
+        found = torch.stack([part[0] for part in parts], 1).flatten()  # equally many each, a row of every worker in turn
+        assert torch.equal(found, expected[0][: len(found)]) and len(expected[0]) - len(found) < workers
+        assert all(torch.equal(part[1], part[0] * 2) for part in parts)
+
+
 @pytest.mark.parametrize("workers, flags", [(1, []), (3, []), (1, ["--wide", "user_id", "--deep", "item_id", "user_avg_rating"])])
 def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch, workers, flags):
     monkeypatch.setattr(stage1, "BLOCK", 100)
@@ -765,7 +783,7 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
     monkeypatch.setattr(stage1, "MEMORY", 1)
     thin = stage1.load_dataset(ds.folder)
     features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args(flags), ds))
-    expected = in_order(stage2.encode_rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").batches(50))
+    expected = in_order([stage2.encode_rows(features, ds.reviews[ds.reviews["split"] == "train"], "cpu", "like").tensors])
     torch.manual_seed(0)
     epochs, of_worker = [], []
     monkeypatch.setattr(stage2, "WORKERS", workers)
@@ -777,7 +795,7 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
         found, state = [], torch.get_rng_state()
         for rank in range(workers):
             torch.set_rng_state(state)  # the same for all
-            found.append(list(of_worker[rank].batches(30, shuffled=True)))
+            found.append(list(of_worker[rank].shuffled(90, rank, workers)))
         assert len({tuple(len(batch[-1]) for batch in batches) for batches in found}) == 1  # all make the same steps
         epochs.append(np.concatenate([batch[2].numpy() for batches in found for batch in batches]))
         every = in_order([batch for batches in found for batch in batches])
@@ -793,7 +811,7 @@ def test_streamed_blocks_come_in_random_order_and_shuffled_together(tmp_path):
     blocks = [lambda n=n: pd.DataFrame({"row": np.arange(100 * n, 100 * n + 100)}) for n in range(24)]
     streamed = stage2.StreamedRows(blocks, lambda frame: stage2.Rows(*[torch.from_numpy(frame["row"].to_numpy())] * 4), tmp_path, "cpu")
     torch.manual_seed(0)
-    epochs = [torch.cat([batch[-1] for batch in streamed.batches(30, shuffled=True)]) for _ in range(2)]
+    epochs = [torch.cat([batch[-1] for batch in streamed.shuffled(30, 0, 1)]) for _ in range(2)]
     groups = [[set((part // 100).tolist()) for part in rows.split(100 * stage2.STREAM)] for rows in epochs]
     for rows, of_epoch in zip(epochs, groups):
         assert rows.sort().values.tolist() == list(range(2400)) and [len(group) for group in of_epoch] == [stage2.STREAM] * 3

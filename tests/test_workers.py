@@ -20,11 +20,7 @@ FLAGS = ["--embedding-dim", "8", "--hidden", "16", "--device", "cpu", "--seed", 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """An even number of training rows, so that none is left out by two workers."""
-    folder = tmp_path_factory.mktemp("workers")
-    log = random_log(3001, 150, 80)
-    ds = preprocess(folder, log, "--split", "random", "--min-core", "0")
-    if ds.index["rows"]["train"] % 2:
-        ds = preprocess(folder, log.iloc[1:], "--split", "random", "--min-core", "0")
+    ds = preprocess(tmp_path_factory.mktemp("workers"), random_log(3003, 150, 80), "--split", "random", "--min-core", "0")
     assert ds.index["rows"]["train"] % 2 == 0
     return ds.folder
 
@@ -55,17 +51,16 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("flags", [["--component", "wide-deep"], ["--component", "wide", "--wide-optimizer", "ftrl", "--wide-l1", "0.5"],
                                    ["--objective", "rating", "--deep-optimizer", "adagrad", "--wide", "user_id", "item_age_days"]], ids=str)
-def test_two_workers_end_with_the_weights_of_one_process(data, tmp_path, flags, monkeypatch, capsys):
-    """Batches of all rows, nothing hidden: the mean of two halves' gradients is the gradient of the whole."""
-    flags = [*flags, "--batch-size", "4000", "--epochs", "3", "--patience", "3", "--deep-lr", "0.01", "--wide-lr", "0.1"]
-    two = start(tmp_path / "two", data, *flags, changes="stage2.ID_DROPOUT = 0.0")
-    monkeypatch.setattr(stage2, "ID_DROPOUT", 0.0)
+def test_two_workers_end_with_the_weights_of_one_process(data, tmp_path, flags, capsys):
+    """Steps are those of one process: the same rows in a batch, the same ids hidden, and the gradient of the whole."""
+    flags = [*flags, "--batch-size", "280", "--epochs", "3", "--patience", "3", "--deep-lr", "0.003", "--wide-lr", "0.03"]
+    two = start(tmp_path / "two", data, *flags)
     stage2.main(stage2_flags(tmp_path / "one", data, *flags))
     lines = [len(finished(two).splitlines()), len(capsys.readouterr().out.splitlines())]
     assert lines[0] == lines[1]  # the first worker alone talks
     found, expected = (weights(tmp_path / name / stage2.LAST) for name in ("two", "one"))
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=2e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=2e-4, atol=1e-5)
         assert value.numel() == 0 or value.abs().max() > 0
 
 
