@@ -368,14 +368,14 @@ def cross_ids(left: np.ndarray, right: np.ndarray, spec: dict) -> np.ndarray:
     return np.where((np.asarray(left) == 0) | (np.asarray(right) == 0), 0, ids).astype(np.int32)
 
 
-def fit_cross(pairs: Iterable[tuple[np.ndarray, np.ndarray]], right_size: int) -> dict:
-    """Specification of a cross from the training rows' codes (left, right), in blocks: the exact pairs where they are few, else a hash."""
+def fit_cross(pairs: Iterable[tuple[np.ndarray, np.ndarray]], right_size: int, share: float = 1.0) -> dict:
+    """Specification of a cross from the codes (left, right) of a share of the training rows, in blocks: the exact pairs where they are few, else a hash."""
     keys = np.concatenate([(left.astype(np.int64) * right_size + right)[(left > 0) & (right > 0)] for left, right in pairs])
     keys.sort()
     keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]  # np.unique collects them in a hash table, which takes longer and more memory
-    if len(keys) <= EXACT_PAIRS:
+    if (pairs := round(len(keys) / share)) <= EXACT_PAIRS:
         return {"right_size": int(right_size), "kind": "exact", "size": len(keys) + 1, "keys": keys}
-    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * len(keys) - 1).bit_length(), 1 << 26)}
+    return {"right_size": int(right_size), "kind": "hash", "size": 1 + min(1 << (4 * pairs - 1).bit_length(), 1 << 26)}
 
 
 def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabularies: dict) -> dict[str, np.ndarray]:
@@ -487,8 +487,9 @@ def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.nda
         left, right = wanted[name]
         thin = (rows[at : at + BLOCK].loc[lambda block: block["split"] == 0] for at in range(0, len(rows), BLOCK))
         blocks = (block.assign(**encode_moments(block[TIMESTAMP].to_numpy(), vocabularies)) for block in thin)
-        codes = (field_codes(block, tables, vocabularies) for block in ([sample] if "rating_bucket" in left + right else blocks))
-        crosses[name] = {"left": left, "right": right, **fit_cross(((of_block[left], of_block[right]) for of_block in codes), sizes[right])}
+        blocks, share = ([sample], len(sample) / train.sum()) if "rating_bucket" in left + right else (blocks, 1.0)
+        codes = (field_codes(block, tables, vocabularies) for block in blocks)
+        crosses[name] = {"left": left, "right": right, **fit_cross(((of_block[left], of_block[right]) for of_block in codes), sizes[right], share)}
 
     for name, sides in wanted.items():
         if unknown := {*sides} - sizes.keys():

@@ -151,14 +151,12 @@ class WideDeep(nn.Module):
 
 
 class RowOptimizer:
-    """Adam, or from a "start" on Adagrad, with l1 FTRL: of a table the rows that have a gradient, or of all parameters as one row. torch's own make sparse
-    tensors on the way and load a compiler (70 MB). Weights, of which the parameters become views, lie beside their statistics in `rows`: [n, 2 D] with
-    the sum of squares (Adagrad), or [n, 3 D] with that and a shift (FTRL) or with the means of square and gradient (Adam)."""
+    """Adam, with a "start" Adagrad, with l1 FTRL: of a table's rows that have a gradient, or of all parameters as one row. torch's own load a compiler (70 MB).
+    In `rows` weights, of which the parameters become views, lie beside a sum of squares, that and a shift (FTRL), or means of square and gradient."""
 
     def __init__(self, parameters: Iterable, lr: float, table=False, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
-        self.parameters, self.lr, self.table, self.decay, self.eps, self.start, self.l1 = [*parameters], lr, table, weight_decay, eps, start, l1
-        old, self.steps = self.parameters[0].data if table else nn.utils.parameters_to_vector(self.parameters).data[None], 0
-        self.parts = 2 if start and not l1 else 3
+        self.parameters, self.lr, self.table, self.decay, self.eps, self.start, self.l1, self.steps = [*parameters], lr, table, weight_decay, eps, start, l1, 0
+        old, self.parts = self.parameters[0].data if table else nn.utils.parameters_to_vector(self.parameters).data[None], 2 if start and not l1 else 3
         self.rows = old.new_full((len(old), self.parts * old.shape[1]), start)
         weights, _, *shift = self.rows.chunk(self.parts, 1)
         weights.copy_(old)
@@ -196,7 +194,7 @@ class RowOptimizer:
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
-    """Adagrad or FTRL for the wide weights, Adam for the deep part; the bias is not shrunk."""
+    """Adagrad or FTRL for the wide weights, Adam for the deep part; L1 does not shrink the bias."""
     start, of_rows = ADAGRAD_START / args.batch_size**2, {"eps": ROW_ADAM_EPS / args.batch_size}
     rules = {"adam": {}, "adagrad": {"start": start, "l1": 0.0}, "ftrl": {"start": start, "l1": args.wide_l1 / args.batch_size}}
     wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
@@ -210,11 +208,10 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
 class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
 
-    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[list[Tensor]]:
-        """Batches of `size` rows in random order, of each the part of one worker; rows of the last that workers cannot share equally are left out."""
-        for batch in torch.randperm(len(self), dtype=torch.int32).split(size):
-            own = batch[: len(batch) // workers * workers][rank::workers].to(self.tensors[0].device, non_blocking=True)
-            yield [tensor.index_select(0, own) for tensor in self.tensors]
+    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[tuple[int, list[Tensor]]]:
+        """Batches of `size` rows in random order: (rows of the batch, the part of one worker). What workers cannot share equally is left out."""
+        for batch in torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size):
+            yield len(batch), [tensor.index_select(0, batch[: len(batch) // workers * workers][rank::workers]) for tensor in self.tensors]
 
 
 class Inputs(Features):
@@ -226,7 +223,7 @@ class Inputs(Features):
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """SIMILAR of rows with user_id and item_id: how many similar items the user rated, by similarity, and their mean deviation, or 0."""
         users, items, found = rows["user_id"].to_numpy(), rows["item_id"].to_numpy(), np.zeros((4, len(rows)))
-        own = self.residual[users, items].A1 if len(self.similarities) > 1 else np.zeros(len(rows))
+        own = self.residual[users, items].A1 if len(self.similarities) > 1 and len(rows) else np.zeros(len(rows))
         for (f, _), part in rows.groupby([np.where(own != 0, 1 + users % FOLDS, 0), np.arange(len(rows)) // SCORE_BLOCK]).indices.items():
             history, weights = self.residual[users[part]], self.similarities[f][items[part]]
             found[:, part] = [values.sum(axis=1).A1 for values in (history != 0, history, weights.multiply(history != 0), weights.multiply(history))]
@@ -270,13 +267,14 @@ class StreamedRows:
     def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows], folder: Path, device: str) -> None:
         self.files, self.device = [tempfile.TemporaryFile(dir=folder) for _ in blocks], device  # noqa: SIM115 (open until the end)
         for file, block in tqdm(zip(self.files, blocks), desc="encoding", unit=" blocks", total=len(blocks), disable=RANK > 0 or None, leave=False):
-            rows = block()
-            np.savez(file, *(part.cpu().numpy() for part in encode(rows[RANK::WORKERS][: len(rows) // WORKERS]).tensors))
+            share = len(rows := block()) // WORKERS
+            np.savez(file, *(part.cpu().numpy() for part in encode(rows[RANK * share :][:share]).tensors))
 
-    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[list[Tensor]]:
+    def shuffled(self, size: int, rank: int, workers: int) -> Iterator[tuple[int, list[Tensor]]]:
         for chosen in torch.randperm(len(self.files)).split(STREAM):
             blocks = zip(*(np.load(self.files[n].seek(0) or self.files[n]).values() for n in chosen))
-            yield from Rows(*(torch.from_numpy(np.concatenate(part)).to(self.device) for part in blocks)).shuffled(-(-size // workers), 0, 1)
+            own = Rows(*(torch.from_numpy(np.concatenate(part)).to(self.device) for part in blocks)).shuffled(size // workers, 0, 1)
+            yield from ((rows * workers, part) for rows, part in own)
 
 
 class Training:
@@ -290,7 +288,7 @@ class Training:
         self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
         self.optimizers = make_optimizers(self.model, args)
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
-        self.forward = self.model if WORKERS == 1 else nn.parallel.DistributedDataParallel(self.model)
+        self.forward = self.model if WORKERS == 1 else nn.parallel.DistributedDataParallel(self.model, gradient_as_bucket_view=True)  # not in place
         self.parts, self.start = [self.model, *([self.mean] if self.mean else [])], {}  # how the model of a warm start validates
         parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
         ids = [(), ("user_id",), ("item_id",), ("user_id", "item_id")]
@@ -298,7 +296,7 @@ class Training:
         self.stay = [torch.tensor(s, dtype=torch.int32, device=args.device) for s in stay]  # [hidden, fields]: 0 where made of a hidden id
 
     def state_dict(self) -> dict:
-        state = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "start": self.start}
+        state = {"rng": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if self.args.device == "cuda" else [], "start": self.start}
         return state | {"parts": [p.state_dict() for p in self.parts], "optimizers": [(o.steps, o.rows) for o in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -308,23 +306,23 @@ class Training:
             optimizer.steps = steps
             optimizer.rows.copy_(rows)
         torch.set_rng_state(state["rng"])
-        torch.cuda.set_rng_state_all(state["cuda"])
+        for of_device in state["cuda"]:
+            torch.cuda.set_rng_state(of_device)
         self.start = state["start"]
 
-    def hide_ids(self, wide: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the user, and independently the item, of some rows unknown in every feature that contains it. Chance is that of all workers' rows."""
-        user, item = torch.rand(2, len(deep) * WORKERS, device=deep.device)[:, RANK::WORKERS] < ID_DROPOUT
+    def hide_ids(self, wide: Tensor, deep: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Make the user, and independently the item, of some rows unknown in every feature that contains it: of this worker's rows of a batch of that size."""
+        user, item = torch.rand(2, size, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
         return tuple(ids * stay.index_select(0, user + 2 * item.int()) for ids, stay in zip((wide, deep), self.stay))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over the rows in a new order; the mean loss of those that this worker had."""
         self.model.train()
         total, trained = torch.zeros((), device=self.args.device), 0
-        least = 1 + (self.args.batch_norm or WORKERS > 1)  # a left-over row has no variance, and gradients that share memory, which workers average in place
-        batches = (batch for batch in rows.shuffled(self.args.batch_size, RANK, WORKERS) if len(batch[-1]) >= least)
-        for step, (wide, deep, numeric, target) in enumerate(batches, 1):
+        batches = (b for b in rows.shuffled(self.args.batch_size, RANK, WORKERS) if len(b[1][-1]) > self.args.batch_norm)  # a left-over row has no variance
+        for step, (size, (wide, deep, numeric, target)) in enumerate(batches, 1):
             with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "bfloat16"):
-                logit = self.forward(*self.hide_ids(wide, deep), numeric)
+                logit = self.forward(*self.hide_ids(wide, deep, size), numeric)
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
             loss.backward()
             for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
@@ -338,7 +336,7 @@ class Training:
             if self.mean:
                 self.mean.update_parameters(self.model)
             total, trained = total + loss.detach() * len(target), trained + len(target)
-            bar.update(len(target) * WORKERS)
+            bar.update(size)
             if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
                 bar.set_postfix(loss=f"{float(total) / trained:.4f}")
         for buffer in self.kept.buffers() if WORKERS > 1 else ():  # running means of batch norm are those of a worker's own rows
@@ -525,6 +523,8 @@ class Run:
     def __init__(self, args: Namespace, ds: Dataset) -> None:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
+        if min(args.batch_size, ds.index["rows"]["train"]) < WORKERS * (1 + args.batch_norm):
+            raise InputError(f"--batch-size {args.batch_size} is too small for {WORKERS} processes, or with --batch-norm for one, or training rows are too few")
         args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" or args.batch_size >= BRIEF_BATCH else "float32")
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}

@@ -434,6 +434,17 @@ def test_crosses_with_buckets_know_the_pairs_of_training_rows_or_of_a_sample(tmp
         assert sample == 500 or len(of_training) == spec["size"] - 1
 
 
+def test_a_cross_with_buckets_of_more_pairs_than_a_sample_shows_is_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "SAMPLE", 500)
+    monkeypatch.setattr(stage1, "EXACT_PAIRS", 600)
+    ds = preprocess(tmp_path, random_log(2000, 120, 60), "--cross", "user_id:item_rating_bucket")
+    spec, codes = ds.vocabularies["crosses"]["cross_user_id_item_rating_bucket"], stage1.field_codes(ds.reviews, ds.tables, ds.vocabularies)
+    assert spec["kind"] == "hash" and ds.vocabularies["crosses"]["cross_rating_buckets"]["kind"] == "exact"
+    assert ((ds.reviews["cross_user_id_item_rating_bucket"] > 0) == ((codes["user_id"] > 0) & (codes["item_rating_bucket"] > 0))).all()
+    pairs = {*zip(codes["user_id"], codes["item_rating_bucket"])}
+    assert spec["size"] > len(pairs)
+
+
 def test_texts_of_dropped_rows_alone_make_no_column(tmp_path):
     log = random_log(600, 30, 30)
     path = write_log(tmp_path / "log.json", log)

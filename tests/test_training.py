@@ -187,7 +187,7 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize("settings", [{"l1": 0.05, "start": 0.02}, {"eps": 0.01}])
+@pytest.mark.parametrize("settings", [{"l1": 0.05, "start": 0.02}, {"start": 0.02}, {"eps": 0.01}])
 def test_the_way_that_never_waits_for_a_gpu_leads_to_the_same_weights(settings):
     """What is done on CUDA, done here: every place of an id is updated, each alike."""
 
@@ -300,7 +300,7 @@ def test_hidden_ids_are_hidden_in_every_feature_that_holds_them(shop, monkeypatc
     features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training = stage2.Training(args, config, features, 0.8)
     ones = torch.ones(40_000, len(features.wide), dtype=torch.int32), torch.ones(40_000, len(features.categorical), dtype=torch.int32)
-    wide, deep = training.hide_ids(*ones)
+    wide, deep = training.hide_ids(*ones, 40_000)
     hidden = {name: deep[:, features.categorical.index(name)] == 0 for name in ("user_id", "item_id")}
     for who in hidden:
         assert abs(float(hidden[who].float().mean()) - stage2.ID_DROPOUT) < 5 * math.sqrt(stage2.ID_DROPOUT / 40_000)
@@ -758,22 +758,29 @@ def in_order(batches) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_share_the_batches_of_one_process(workers):
-    rows = stage2.Rows(torch.arange(997), torch.arange(997) * 2)
-    torch.manual_seed(0)
-    state, whole = torch.get_rng_state(), list(rows.shuffled(66, 0, 1))
-    after = torch.get_rng_state()
-    assert torch.cat([batch[0] for batch in whole]).sort().values.equal(torch.arange(997))
-    shares = []
-    for rank in range(workers):
-        torch.set_rng_state(state)
-        shares.append(list(rows.shuffled(66, rank, workers)))
-        assert torch.equal(torch.get_rng_state(), after)
+@pytest.mark.parametrize("workers, rows, size", [(2, 996, 66), (2, 997, 66), (3, 997, 64), (6, 1000, 64)])
+def test_workers_share_the_batches_of_one_process(shop, monkeypatch, workers, rows, size):
+    """The same rows and hidden ids in three epochs, but for fewer rows of a batch than there are workers."""
+    ds = shop[1]
+    args = stage2.parse_args(["--data-dir", str(shop[0]), *QUICK])
+    config = stage2.Run(args, ds).config | {"component": "wide-deep"}
+    training = stage2.Training(args, config, stage2.fit_inputs(ds, ds.rows("train"), config), 0.8)
+    number, wide, deep = torch.arange(rows), *(torch.ones(rows, len(config[part]), dtype=torch.int32) for part in ("wide", "categorical"))
+    encoded = stage2.Rows(wide, deep, number)
+
+    def epochs(rank: int, of: int) -> list[tuple[torch.Tensor, ...]]:
+        monkeypatch.setattr(stage2, "RANK", rank)
+        monkeypatch.setattr(stage2, "WORKERS", of)
+        torch.manual_seed(0)
+        return [(part[2], *training.hide_ids(*part[:2], of_batch)) for _ in range(3) for of_batch, part in encoded.shuffled(size, rank, of)]
+
+    whole, shares = epochs(0, 1), [epochs(rank, workers) for rank in range(workers)]
+    assert all(torch.cat([batch[0] for batch in whole[n : n + len(whole) // 3]]).sort().values.equal(number) for n in range(0, len(whole), len(whole) // 3))
+    assert any((batch[2] == 0).any() for batch in whole)
     for expected, *parts in zip(whole, *shares, strict=True):
-        found = torch.stack([part[0] for part in parts], 1).flatten()  # equally many each, a row of every worker in turn
-        assert torch.equal(found, expected[0][: len(found)]) and len(expected[0]) - len(found) < workers
-        assert all(torch.equal(part[1], part[0] * 2) for part in parts)
+        for column in range(3):
+            found = torch.stack([part[column] for part in parts], 1).flatten(0, 1)  # equally many each, a row of every worker in turn
+            assert torch.equal(found, expected[column][: len(found)]) and len(expected[column]) - len(found) < workers
 
 
 @pytest.mark.parametrize("workers, flags", [(1, []), (3, []), (1, ["--wide", "user_id", "--deep", "item_id", "user_avg_rating"])])
@@ -795,7 +802,9 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
         found, state = [], torch.get_rng_state()
         for rank in range(workers):
             torch.set_rng_state(state)  # the same for all
-            found.append(list(of_worker[rank].shuffled(90, rank, workers)))
+            batches = list(of_worker[rank].shuffled(90, rank, workers))
+            assert all(size == len(batch[-1]) * workers for size, batch in batches)
+            found.append([batch for _, batch in batches])
         assert len({tuple(len(batch[-1]) for batch in batches) for batches in found}) == 1  # all make the same steps
         epochs.append(np.concatenate([batch[2].numpy() for batches in found for batch in batches]))
         every = in_order([batch for batches in found for batch in batches])
@@ -811,7 +820,7 @@ def test_streamed_blocks_come_in_random_order_and_shuffled_together(tmp_path):
     blocks = [lambda n=n: pd.DataFrame({"row": np.arange(100 * n, 100 * n + 100)}) for n in range(24)]
     streamed = stage2.StreamedRows(blocks, lambda frame: stage2.Rows(*[torch.from_numpy(frame["row"].to_numpy())] * 4), tmp_path, "cpu")
     torch.manual_seed(0)
-    epochs = [torch.cat([batch[-1] for batch in streamed.shuffled(30, 0, 1)]) for _ in range(2)]
+    epochs = [torch.cat([batch[-1] for _, batch in streamed.shuffled(30, 0, 1)]) for _ in range(2)]
     groups = [[set((part // 100).tolist()) for part in rows.split(100 * stage2.STREAM)] for rows in epochs]
     for rows, of_epoch in zip(epochs, groups):
         assert rows.sort().values.tolist() == list(range(2400)) and [len(group) for group in of_epoch] == [stage2.STREAM] * 3

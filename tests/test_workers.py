@@ -21,7 +21,7 @@ FLAGS = ["--embedding-dim", "8", "--hidden", "16", "--device", "cpu", "--seed", 
 def data(tmp_path_factory) -> Path:
     """An even number of training rows, so that none is left out by two workers."""
     ds = preprocess(tmp_path_factory.mktemp("workers"), random_log(3003, 150, 80), "--split", "random", "--min-core", "0")
-    assert ds.index["rows"]["train"] % 2 == 0
+    assert ds.index["rows"]["train"] % 240 == 2
     return ds.folder
 
 
@@ -52,8 +52,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("flags", [["--component", "wide-deep"], ["--component", "wide", "--wide-optimizer", "ftrl", "--wide-l1", "0.5"],
                                    ["--objective", "rating", "--deep-optimizer", "adagrad", "--wide", "user_id", "item_age_days"]], ids=str)
 def test_two_workers_end_with_the_weights_of_one_process(data, tmp_path, flags, capsys):
-    """Steps are those of one process: the same rows in a batch, the same ids hidden, and the gradient of the whole."""
-    flags = [*flags, "--batch-size", "280", "--epochs", "3", "--patience", "3", "--deep-lr", "0.003", "--wide-lr", "0.03"]
+    """Steps are those of one process: the same rows in a batch (the last has one of each worker), the same ids hidden, and the gradient of the whole."""
+    flags = [*flags, "--batch-size", "240", "--epochs", "3", "--patience", "3", "--deep-lr", "0.003", "--wide-lr", "0.03"]
     two = start(tmp_path / "two", data, *flags)
     stage2.main(stage2_flags(tmp_path / "one", data, *flags))
     lines = [len(finished(two).splitlines()), len(capsys.readouterr().out.splitlines())]
@@ -109,3 +109,10 @@ def test_a_wrong_flag_ends_all_workers(data, tmp_path):
     process = start(tmp_path, data, "--deep-lr", "-1")
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0 and "script.py: error: --deep-lr must be above 0" in err and not (tmp_path / "best.pt").exists()
+
+
+def test_batches_smaller_than_the_number_of_workers_are_refused(data, tmp_path, monkeypatch):
+    for flags, workers in ((["--batch-size", "2"], 3), (["--batch-size", "3", "--batch-norm"], 2), (["--batch-size", "1", "--batch-norm"], 1)):
+        monkeypatch.setattr(stage2, "WORKERS", workers)
+        with pytest.raises(InputError, match=f"--batch-size {flags[1]} is too small for {workers} processes"):
+            stage2.Run(stage2.parse_args(stage2_flags(tmp_path, data, *flags)), stage2.load_dataset(data))
