@@ -491,10 +491,10 @@ def fit_features(features: str, wanted: dict, rows: pd.DataFrame, moment: np.nda
         codes = (field_codes(block, tables, vocabularies) for block in blocks)
         crosses[name] = {"left": left, "right": right, **fit_cross(((of_block[left], of_block[right]) for of_block in codes), sizes[right], share)}
 
-    for name, sides in wanted.items():
+    for sides in wanted.values():
         if unknown := {*sides} - sizes.keys():
             raise InputError(f"--cross {':'.join(sides)}: {min(unknown)} is not a field of this data set; it has {', '.join(sorted(sizes))}")
-        wanted[name] = sorted(sides, key=lambda field: not field.startswith("user_"))  # serving goes from the user to the items
+    wanted = {name: sorted(sides, key=lambda field: not field.startswith("user_")) for name, sides in wanted.items()}  # serving goes from the user to the items
     fit("cross_user_category")
     blocks = encoded(features, rows, moment, tables, vocabularies)  # with that cross alone: the others are fitted below
     sample = pd.concat([block.take(np.flatnonzero(block["split"] == 0)[:: train.sum() // SAMPLE + 1]) for block in blocks])

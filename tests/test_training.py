@@ -816,6 +816,15 @@ def test_streamed_rows_are_all_training_rows_once_an_epoch(tmp_path, monkeypatch
     assert not np.array_equal(*epochs)
 
 
+def test_a_block_of_fewer_rows_than_workers_is_an_empty_share(shop, tmp_path, monkeypatch):
+    ds = shop[1]
+    features = stage2.fit_inputs(ds, ds.rows("train"), stage2.choose_features(stage2.parse_args([]), ds))
+    monkeypatch.setattr(stage2, "WORKERS", 3)
+    encode = lambda rows: stage2.encode_rows(features, rows, "cpu", "like")  # noqa: E731
+    streamed = stage2.StreamedRows([lambda: ds.rows("train")[:2], lambda: ds.rows("train")[:30]], encode, tmp_path, "cpu")
+    assert [(size, [len(part) for part in batch]) for size, batch in streamed.shuffled(60, 0, 3)] == [(30, [10] * 4)]
+
+
 def test_streamed_blocks_come_in_random_order_and_shuffled_together(tmp_path):
     blocks = [lambda n=n: pd.DataFrame({"row": np.arange(100 * n, 100 * n + 100)}) for n in range(24)]
     streamed = stage2.StreamedRows(blocks, lambda frame: stage2.Rows(*[torch.from_numpy(frame["row"].to_numpy())] * 4), tmp_path, "cpu")
