@@ -27,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch: a core that waits sleeps after some 0.1 ms, for others' work and to be woken near the first
 import torch
 from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
@@ -40,7 +42,7 @@ SIMILAR = ("user_similar_review_count", "user_similar_avg_residual")  # of a use
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
-SCORE_BLOCK, USER_BLOCK, STREAM = 4096, 256, 8  # at a time: rows scored; users of lists; blocks shuffled together where rows do not fit into memory
+SCORE_BLOCK, USER_BLOCK, STREAM, BATCHES = 4096, 256, 8, 8  # at a time: rows scored; users of lists; streamed blocks shuffled together; batches gathered
 PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, and more per like; tried on validation users
 GRADES, POWERS = (1.0, 0.0), (0.0, 0.1, 0.2, 0.3)  # tried likewise: of ratings below a like; of popularity, that divide pairs (RP3beta, Paudel et al. 2017)
 USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
@@ -117,7 +119,6 @@ def choose_device(name: str) -> str:
 class WideDeep(nn.Module):
     """Wide & Deep of Cheng et al. 2016: one logit, the sum of a linear model over crosses and an MLP over embeddings. Both tables hold the codes
     of all their fields one after the other (`offsets`): a batch is one lookup and one sparse gradient, whose cost does not depend on the users."""
-
     def __init__(self, features: Features, config: dict) -> None:
         super().__init__()
         self.component, self.wide_numeric, self.numeric = config["component"], len(features.wide_numeric), len(features.numeric)
@@ -140,10 +141,12 @@ class WideDeep(nn.Module):
         """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> wide part with the bias, deep part of the logit [n]."""
         memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
         if self.component != "deep":
-            memory = memory + self.wide(wide + self.wide_offsets).sum((1, 2)) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)  # of [n, W, 1]
+            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=True)  # sooner than a lookup of rows of one
+            memory = memory + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
-            embeddings = self.embedding(deep + self.deep_offsets)  # [n, C, D]
-            generalisation = self.mlp(torch.cat([embeddings.flatten(1), numeric[:, numeric.shape[1] - self.numeric :]], 1)).squeeze(1)
+            kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
+            embeddings, numeric = self.embedding(deep + self.deep_offsets).flatten(1), numeric[:, numeric.shape[1] - self.numeric :]  # [n, C D], [n, N]
+            generalisation = self.mlp(torch.cat([embeddings.to(kind), numeric.to(kind)], 1)).squeeze(1)  # cast before, not after: half the bytes copied
         return memory, generalisation
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
@@ -153,7 +156,6 @@ class WideDeep(nn.Module):
 class RowOptimizer:
     """Adam, with a "start" Adagrad, with l1 FTRL: of a table's rows that have a gradient, or of all parameters as one row. torch's own load a compiler (70 MB).
     In `rows` weights, of which the parameters become views, lie beside a sum of squares, that and a shift (FTRL), or means of square and gradient."""
-
     def __init__(self, parameters: Iterable, lr: float, table=False, weight_decay: float = 0.0, eps: float = 1e-8, start: float = 0.0, l1: float = 0.0) -> None:
         self.parameters, self.lr, self.table, self.decay, self.eps, self.start, self.l1, self.steps = [*parameters], lr, table, weight_decay, eps, start, l1, 0
         old, self.parts = self.parameters[0].data if table else nn.utils.parameters_to_vector(self.parameters).data[None], 2 if start and not l1 else 3
@@ -165,19 +167,22 @@ class RowOptimizer:
         for parameter, part in zip(self.parameters, [weights] if table else weights[0].split([p.numel() for p in self.parameters])):
             parameter.data = part.view(parameter.shape)
         self.places = torch.empty(len(old), dtype=torch.int32, device=old.device)  # to work in
+        widest = next(kind for kind in (torch.complex128, torch.float64, torch.float32) if 4 * self.rows.stride(0) % kind.itemsize == 0)
+        self.words = self.rows.view(widest).squeeze(1)  # the same memory: few large numbers are read and written sooner than many small ones
 
     def step(self, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.steps += 1
         rows, gradient = self.rows, self.parameters[0].grad if self.table else torch.cat([p.grad.flatten() for p in self.parameters])
         if self.table:
-            ids, gradient, order = gradient._indices()[0], gradient._values(), torch.arange(gradient._nnz(), dtype=torch.int32, device=rows.device)
+            ids, gradient = gradient._indices()[0], gradient._values().view(-1, rows.shape[1] // self.parts)
+            order = torch.arange(len(ids), dtype=torch.int32, device=rows.device)
             place = self.places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
                 gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
             else:
                 once = (place == order).nonzero()[:, 0]
                 ids, gradient = ids[once], torch.zeros_like(gradient).index_add_(0, place.long(), gradient).index_select(0, once)
-            rows = rows.index_select(0, ids)
+            rows = self.words.index_select(0, ids).view(rows.dtype).view(-1, rows.shape[1])
         weights, squares, *other = rows.chunk(self.parts, 1)
         gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
         if self.l1:  # FTRL-Proximal, McMahan et al. 2013, algorithm 1; squares start at its beta squared
@@ -188,9 +193,10 @@ class RowOptimizer:
             weights.addcdiv_(gradient, squares.addcmul_(gradient, gradient).sqrt(), value=-self.lr)
         else:  # Kingma and Ba 2015; a row's moments stand still while it has no gradient. eps is added before the bias correction
             mean, square = other[0].lerp_(gradient, 1 - beta1), squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            weights.addcdiv_(mean, square.sqrt().add_(self.eps), value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
+            root = square.clone(memory_format=torch.contiguous_format).sqrt_().add_(self.eps)  # sooner than of numbers that lie apart
+            weights.addcdiv_(mean, root, value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
         if self.table:
-            self.rows.index_copy_(0, ids, rows)
+            self.words.index_put_((ids,), rows.view(self.words.dtype).view(len(ids), *self.words.shape[1:]))
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
@@ -198,20 +204,21 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
     start, of_rows = ADAGRAD_START / args.batch_size**2, {"eps": ROW_ADAM_EPS / args.batch_size}
     rules = {"adam": {}, "adagrad": {"start": start, "l1": 0.0}, "ftrl": {"start": start, "l1": args.wide_l1 / args.batch_size}}
     wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
-    parts = [([model.bias], wide | {"l1": 0.0} if model.component == "wide" else deep)]
+    parts = [([model.bias, *(model.mlp.parameters() if model.component != "wide" else [])], wide | {"l1": 0.0} if model.component == "wide" else deep)]
     parts += [([model.wide.weight], wide | of_rows | {"table": True}), ([model.linear], wide | of_rows)] if model.component != "deep" else []
-    parts += [([model.embedding.weight], deep | of_rows | {"table": True}), (model.mlp.parameters(), deep)] if model.component != "wide" else []
+    parts += [([model.embedding.weight], deep | of_rows | {"table": True})] if model.component != "wide" else []
     return [RowOptimizer(parameters, **rule) for parameters, rule in parts]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
 class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
-
     def shuffled(self, size: int, rank: int, workers: int) -> Iterator[tuple[int, list[Tensor]]]:
         """Batches of `size` rows in random order: (rows of the batch, the part of one worker). What workers cannot share equally is left out."""
-        for batch in torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size):
-            yield len(batch), [tensor.index_select(0, batch[: len(batch) // workers * workers][rank::workers]) for tensor in self.tensors]
+        for block in torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size * BATCHES):
+            batches = block.split(size)
+            own = torch.cat([batch[: len(batch) // workers * workers][rank::workers] for batch in batches])
+            yield from zip(map(len, batches), zip(*(tensor.index_select(0, own).split(size // workers) for tensor in self.tensors)))
 
 
 class Inputs(Features):
@@ -263,7 +270,6 @@ def encode_rows(features: Inputs, rows: pd.DataFrame, device: str, objective: st
 
 class StreamedRows:
     """Rows that do not fit into memory: a worker's equal share, encoded once, a block a nameless file in `folder`; shuffled STREAM random blocks at a time."""
-
     def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows], folder: Path, device: str) -> None:
         self.files, self.device = [tempfile.TemporaryFile(dir=folder) for _ in blocks], device  # noqa: SIM115 (open until the end)
         for file, block in tqdm(zip(self.files, blocks), desc="encoding", unit=" blocks", total=len(blocks), disable=RANK > 0 or None, leave=False):
@@ -279,7 +285,6 @@ class StreamedRows:
 
 class Training:
     """One model on its way: all that --resume must restore. Its bias starts at the targets' mean; else the weights of ids would learn it."""
-
     def __init__(self, args: Namespace, config: dict, features: Features, mean: float) -> None:
         torch.manual_seed(args.seed)  # the only source of randomness: initial weights, shuffles, dropout
         self.args, self.model = args, WideDeep(features, config).to(args.device)
@@ -303,8 +308,7 @@ class Training:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         for optimizer, (steps, rows) in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.steps = steps
-            optimizer.rows.copy_(rows)
+            optimizer.steps, optimizer.rows[:] = steps, rows
         torch.set_rng_state(state["rng"])
         for of_device in state["cuda"]:
             torch.cuda.set_rng_state(of_device)
@@ -423,7 +427,6 @@ def fit_pairs(history: csr_matrix, penalty: float, per_like: float, power: float
 class Taste(nn.Module):
     """The deep part of a list's score: an MLP over the pooled embeddings of a history gives a taste, whose product with the items' vectors is
     the logit of what is liked next. Like the sum of undivided pairs, it is an expected interest: probability x sum of the history x scale."""
-
     def __init__(self, popularity: np.ndarray) -> None:
         super().__init__()
         self.liked, self.item = (nn.Embedding(len(popularity), units, sparse=True) for units in (TASTE[0], TASTE[1] + 1))  # the last is a bias
@@ -519,7 +522,6 @@ def list_quality(history: csr_matrix, pairs: Pairs, held: csr_matrix, taste: Tas
 
 class Run:
     """The phases of one command: the model; with --refit once more on all its rows; with --ablations its parts alone."""
-
     def __init__(self, args: Namespace, ds: Dataset) -> None:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
         args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
@@ -689,7 +691,6 @@ def load_model(path: str | Path = "best_wide_deep_model.pt", device: str = "auto
 
 class Recommender:
     """A trained model that answers by raw id. `config`, `history` (its epochs), `fingerprint`, `dataset`: its origin; `users`, `items`: stage 1's tables."""
-
     def __init__(self, saved: dict, device: str) -> None:
         self.config, self.history, self.epoch, self.fingerprint = saved["config"], saved["history"], saved["epoch"], saved["fingerprint"]
         self.dataset, self.versions, self.moment, self.device = saved["dataset"], saved["versions"], saved["last_training_timestamp"], device
@@ -711,10 +712,9 @@ class Recommender:
     @property
     def item_embeddings(self) -> np.ndarray:
         """Embeddings of the items [n_items + 1, embedding_dim] by encoded id, row 0 unknown; empty for a wide-only model."""
-        if "item_id" not in self.config["categorical"] or self.config["component"] == "wide":
-            return np.empty((len(self.items), 0), np.float32)
-        start = int(self.model.deep_offsets[self.config["categorical"].index("item_id")])
-        return self.model.embedding.weight[start : start + len(self.items)].detach().cpu().numpy()
+        names = self.config["categorical"] if self.config["component"] != "wide" else []
+        fields = self.model.embedding.weight.detach().cpu().split([*map(self.features.size, names)]) if names else []
+        return dict(zip(names, fields)).get("item_id", torch.empty(len(self.items), 0)).numpy()
 
     def encode(self, users: list[str], items: list[str]) -> list[np.ndarray]:
         """Encoded ids of raw ids, 0 for those never seen."""
