@@ -141,7 +141,7 @@ class WideDeep(nn.Module):
         """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> wide part with the bias, deep part of the logit [n]."""
         memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
         if self.component != "deep":
-            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=True)  # sooner than a lookup of rows of one
+            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
             memory = memory + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
             kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
