@@ -61,6 +61,7 @@ INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose --help prints every default."""
+
     def __init__(self, doc: str) -> None:
         super().__init__(description=doc, formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}))
 
@@ -203,6 +204,7 @@ def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- point-in-time features
 class History:
     """What earlier *counted* rows (training) tell of every key. Blocks of rows come in the order of their moments; rows of one moment share a block."""
+
     def __init__(self, size: int, timed: bool = False) -> None:
         self.count, self.totals = np.zeros(size, np.int32), {}
         self.last, self.first = (np.full(size if timed else 0, np.nan) for _ in range(2))
@@ -394,6 +396,7 @@ def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabulari
 class Features:
     """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
     One object serves training, evaluation and a candidate scored years later, so they cannot disagree."""
+
     def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
         self.tables, self.vocabularies = tables, vocabularies
         self.wide, self.categorical, wide_numeric, numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
@@ -583,6 +586,7 @@ def write_index(path: Path, index: dict) -> None:
 
 class BuiltinsOnly(pickle.Unpickler):
     """Opens plain dicts, lists, strings and numbers; any other object needs a global, and every global is refused."""
+
     def find_class(self, module: str, name: str) -> None:
         raise pickle.UnpicklingError(f"asks for {module}.{name}")
 

@@ -216,6 +216,7 @@ def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
 
 class Catalogue:
     """Rank every kept item not seen, for n_users users (0 = all) of those with a relevant one. relevant, seen: [users + 1, items + 1]."""
+
     def __init__(self, relevant: csr_matrix, seen: csr_matrix, n_users: int, rng: np.random.Generator) -> None:
         users = np.flatnonzero(np.diff(relevant.indptr))
         self.users = np.sort(rng.choice(users, n_users, replace=False)) if 0 < n_users < len(users) else users  # codes

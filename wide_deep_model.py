@@ -25,10 +25,9 @@ from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch: a core that waits soon sleeps: others may use it, and it is woken near the first
 import numpy as np
 import pandas as pd
-
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch: a core that waits sleeps after some 0.1 ms, for others' work and to be woken near the first
 import torch
 from scipy.sparse import csr_matrix, diags, identity, issparse
 from torch import Tensor, distributed, nn
@@ -42,7 +41,7 @@ SIMILAR = ("user_similar_review_count", "user_similar_avg_residual")  # of a use
 NOT_BY_DEFAULT = ("cross_user_item", "period")  # wide: a pair occurs once, so its weight can only memorise noise; deep: the month tells it
 ID_DROPOUT, EMBEDDING_STD = 0.05, 0.005  # share of rows whose user (and, apart, item) is hidden, so that row 0 is trained; of first vectors
 ADAGRAD_START = ROW_ADAM_EPS = 10.0  # in row gradients: from 0, a weight's first step is the full rate, however small its gradient, and a rare id learns noise
-SCORE_BLOCK, USER_BLOCK, STREAM, BATCHES = 4096, 256, 8, 8  # at a time: rows scored; users of lists; streamed blocks shuffled together; batches gathered
+SCORE_BLOCK, USER_BLOCK, STREAM, GATHERED = 4096, 256, 8, 2**15  # at a time: rows scored; users of lists; streamed blocks shuffled together; rows of batches
 PENALTIES = [(penalty, per_like) for per_like in (0.3, 3.0) for penalty in (100.0, 300.0, 1000.0)]  # of pairs, and more per like; tried on validation users
 GRADES, POWERS = (1.0, 0.0), (0.0, 0.1, 0.2, 0.3)  # tried likewise: of ratings below a like; of popularity, that divide pairs (RP3beta, Paudel et al. 2017)
 USER_POWER, RIDGE_ITEMS, NEIGHBOURS = -0.3, 8_000, 100  # a user of n ratings weighs n ** USER_POWER; a larger catalogue gets pairs of similar items only
@@ -215,8 +214,8 @@ class Rows(torch.utils.data.TensorDataset):
     """Encoded rows as contiguous tensors on the device: wide, deep, numeric, target (the label, or the rating)."""
     def shuffled(self, size: int, rank: int, workers: int) -> Iterator[tuple[int, list[Tensor]]]:
         """Batches of `size` rows in random order: (rows of the batch, the part of one worker). What workers cannot share equally is left out."""
-        for block in torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(size * BATCHES):
-            batches = block.split(size)
+        for rows in torch.randperm(len(self), dtype=torch.int32).to(self.tensors[0].device).split(max(GATHERED // size, 1) * size):
+            batches = rows.split(size)
             own = torch.cat([batch[: len(batch) // workers * workers][rank::workers] for batch in batches])
             yield from zip(map(len, batches), zip(*(tensor.index_select(0, own).split(size // workers) for tensor in self.tensors)))
 
@@ -712,9 +711,10 @@ class Recommender:
     @property
     def item_embeddings(self) -> np.ndarray:
         """Embeddings of the items [n_items + 1, embedding_dim] by encoded id, row 0 unknown; empty for a wide-only model."""
-        names = self.config["categorical"] if self.config["component"] != "wide" else []
-        fields = self.model.embedding.weight.detach().cpu().split([*map(self.features.size, names)]) if names else []
-        return dict(zip(names, fields)).get("item_id", torch.empty(len(self.items), 0)).numpy()
+        if "item_id" not in self.config["categorical"] or self.config["component"] == "wide":
+            return np.empty((len(self.items), 0), np.float32)
+        start = int(self.model.deep_offsets[self.config["categorical"].index("item_id")])
+        return self.model.embedding.weight[start : start + len(self.items)].detach().cpu().numpy()
 
     def encode(self, users: list[str], items: list[str]) -> list[np.ndarray]:
         """Encoded ids of raw ids, 0 for those never seen."""

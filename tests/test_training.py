@@ -136,6 +136,20 @@ def one_step(model, optimizers, wide, deep, numeric, label):
         optimizer.step()
 
 
+def test_gradients_of_the_tables_are_dense_where_they_are_asked_to_be():
+    """As the plain loop of the benchmarks asks; the same numbers either way."""
+    models = [make_model([50, 40], [50, 30], 1, 2, activation="relu", component="wide-deep") for _ in range(2)]
+    for model, sparse in zip(models, (True, False)):
+        randomise(model)
+        for table in (model.wide, model.embedding):
+            table.sparse = sparse
+        one_step(model, [], *batch(0, 15))
+    for name in ("wide", "embedding"):
+        found, expected = (model.get_submodule(name).weight.grad for model in models)
+        assert found.is_sparse and not expected.is_sparse and expected.any()
+        torch.testing.assert_close(found.to_dense(), expected)
+
+
 def small_model(component="wide-deep", wide_optimizer="adagrad", deep_optimizer="adam", decay=0.0):
     model = make_model([50, 40], [50, 30], 1, 2, activation="silu", component=component)
     randomise(model)
@@ -166,10 +180,11 @@ def test_a_step_changes_the_rows_of_its_batch_and_no_other(wide_optimizer, deep_
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("width", [1, 2, 3, 4])  # whose rows are read as numbers of 4, 8 or 16 bytes
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
-def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
+def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind, width):
     """Many steps on rows that come back, repeat within a batch and stay away, against torch.optim.Adagrad and SparseAdam."""
-    generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, 3, sparse=True) for _ in range(2)]
+    generator, tables = torch.Generator().manual_seed(3), [torch.nn.Embedding(12, width, sparse=True) for _ in range(2)]
     tables[1].load_state_dict(tables[0].state_dict())
     if kind == "adagrad":
         ours = stage2.RowOptimizer([tables[0].weight], table=True, lr=0.1, start=0.02)
@@ -178,7 +193,7 @@ def test_row_optimizers_do_the_arithmetic_of_torchs_sparse_ones(kind):
         ours = stage2.RowOptimizer([tables[0].weight], table=True, lr=0.1, eps=0.01)
         theirs = torch.optim.SparseAdam([tables[1].weight], lr=0.1, eps=0.01)
     for _ in range(50):
-        ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, 3, generator=generator)
+        ids, target = torch.randint(0, 12, (5,), generator=generator), torch.randn(5, width, generator=generator)
         for table, optimizer in zip(tables, (ours, theirs)):
             table.zero_grad()
             (table(ids) - target).square().sum().backward()
@@ -758,9 +773,11 @@ def in_order(batches) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
+@pytest.mark.parametrize("gathered", [50, 200, 2000])  # one batch at a time, three, all
 @pytest.mark.parametrize("workers, rows, size", [(2, 996, 66), (2, 997, 66), (3, 997, 64), (6, 1000, 64)])
-def test_workers_share_the_batches_of_one_process(shop, monkeypatch, workers, rows, size):
+def test_workers_share_the_batches_of_one_process(shop, monkeypatch, workers, rows, size, gathered):
     """The same rows and hidden ids in three epochs, but for fewer rows of a batch than there are workers."""
+    monkeypatch.setattr(stage2, "GATHERED", gathered)
     ds = shop[1]
     args = stage2.parse_args(["--data-dir", str(shop[0]), *QUICK])
     config = stage2.Run(args, ds).config | {"component": "wide-deep"}
@@ -776,6 +793,7 @@ def test_workers_share_the_batches_of_one_process(shop, monkeypatch, workers, ro
 
     whole, shares = epochs(0, 1), [epochs(rank, workers) for rank in range(workers)]
     assert all(torch.cat([batch[0] for batch in whole[n : n + len(whole) // 3]]).sort().values.equal(number) for n in range(0, len(whole), len(whole) // 3))
+    assert [len(batch[0]) for batch in whole] == 3 * [*[size] * (rows // size), rows % size]
     assert any((batch[2] == 0).any() for batch in whole)
     for expected, *parts in zip(whole, *shares, strict=True):
         for column in range(3):
