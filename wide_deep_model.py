@@ -435,9 +435,9 @@ class Taste(nn.Module):
 
     def logits(self, history: csr_matrix, items: np.ndarray | None = None) -> Tensor:
         """Histories [n, all items], each with the constant of column 0, and ids [m] -> [n, m]; without ids of all items but the unknown one."""
-        rated, tensor = np.diff(history.indptr), partial(torch.as_tensor, device=self.hidden.weight.device)
-        ids, offsets, weights = map(tensor, (history.indices, history.indptr[:-1], history.data * np.repeat(rated**-0.5, rated).astype(np.float32)))
-        pooled = F.embedding_bag(ids, self.liked.weight, offsets, mode="sum", per_sample_weights=weights, sparse=True)
+        rated, tensor, found = np.diff(history.indptr), partial(torch.as_tensor, device=self.scale.device), np.unique(history.indices, return_inverse=True)
+        known, ids, offsets, weights = map(tensor, (*found, history.indptr[:-1], history.data * np.repeat(rated**-0.5, rated).astype(np.float32)))
+        pooled = F.embedding_bag(ids, self.liked(known), offsets, mode="sum", per_sample_weights=weights)  # a table in RowOptimizer it would copy whole
         vectors = self.item.weight[1:] if items is None else self.item(tensor(items))
         return F.linear(self.hidden(pooled.tanh()).tanh(), vectors[:, :-1], vectors[:, -1])
 

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 import amazon_preprocessing as stage1
 import model_evaluation as stage3
 import wide_deep_model as stage2
-from tests.test_training import load, preprocess, random_log, run
+from tests.test_training import largest_allocation, load, preprocess, random_log, run
 
 RNG = np.random.default_rng(3)
 
@@ -277,6 +277,21 @@ def test_the_network_scores_pooled_histories():
     np.testing.assert_allclose(found[:, 1:], 0.7 * likes[:, None] * softmax(logits[:, 1:], axis=1), rtol=1e-4)
     assert (found[:, 0] == 0).all() and found.shape == (30, 13)
     np.testing.assert_allclose(found.sum(axis=1), 0.7 * likes, rtol=1e-5)
+
+
+def test_a_step_of_the_network_takes_no_memory_like_its_tables():
+    """Rows of a table that is trained lie apart, and an operator that wants them together copies all of them."""
+    history, taste = histories(20, 30), small_taste(3_000)
+    history.resize(20, 3_000)
+    optimizers = [stage2.RowOptimizer([table.weight], 1e-3, table=True) for table in (taste.liked, taste.item)]
+
+    def step():
+        taste.logits(history, np.arange(1, 40)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        taste.zero_grad()
+
+    assert largest_allocation(step) < taste.item.weight.nbytes / 4
 
 
 def test_an_untrained_network_knows_what_is_popular():

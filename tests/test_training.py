@@ -179,6 +179,20 @@ def test_a_step_changes_the_rows_of_its_batch_and_no_other(wide_optimizer, deep_
             assert changed == set((ids + torch.tensor([0, 50])).flatten().tolist())
 
 
+def largest_allocation(function) -> int:
+    """Bytes that the hungriest operator takes while the function runs, copies inside of an operator counted."""
+    function()  # the first time allocates what stays
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    return max(of.self_cpu_memory_usage for of in profile.key_averages())
+
+
+def test_no_operator_of_a_step_takes_memory_like_a_table():
+    model = make_model([40_000, 50], [40_000, 50], 1, 2, activation="relu", component="wide-deep")
+    optimizers = stage2.make_optimizers(model, stage2.parse_args(["--batch-size", "8", "--device", "cpu"]))
+    assert largest_allocation(lambda: one_step(model, optimizers, *batch(0, 15))) < model.wide.weight.nbytes / 4
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("width", [1, 2, 3, 4])  # whose rows are read as numbers of 4, 8 or 16 bytes
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
