@@ -180,7 +180,7 @@ def test_a_step_changes_the_rows_of_its_batch_and_no_other(wide_optimizer, deep_
 
 
 def largest_allocation(function) -> int:
-    """Bytes that the hungriest operator takes while the function runs, copies inside of an operator counted."""
+    """Bytes that the hungriest kind of operator takes in all its calls while the function runs, copies inside of an operator counted."""
     function()  # the first time allocates what stays
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
