@@ -22,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache, partial, reduce
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch: a core that waits soon sleeps: others may use it, and it is woken near the first
@@ -135,21 +135,26 @@ class WideDeep(nn.Module):
             for inputs, outputs in zip(widths, config["hidden"]):
                 layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else []), activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
-
-    def parts(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> wide part with the bias, deep part of the logit [n]."""
-        memory, generalisation = self.bias.expand(len(deep)), self.bias.new_zeros(len(deep))
-        if self.component != "deep":
-            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
-            memory = memory + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
-        if self.component != "wide":
-            kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
-            embeddings, numeric = self.embedding(deep + self.deep_offsets).flatten(1), numeric[:, numeric.shape[1] - self.numeric :]  # [n, C D], [n, N]
-            generalisation = self.mlp(torch.cat([embeddings.to(kind), numeric.to(kind)], 1)).squeeze(1)  # cast before, not after: half the bytes copied
-        return memory, generalisation
+            self.few = {f: start + torch.arange(size) for f, (start, size) in enumerate(zip(self.deep_offsets, deep_sizes)) if 4 * size <= SCORE_BLOCK}
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
-        return torch.add(*self.parts(wide, deep, numeric))
+        """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> logit [n]."""
+        (n, fields), logit = deep.shape, self.bias.expand(len(deep))
+        if self.component != "deep":
+            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
+            logit = logit + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
+        if self.component != "wide":
+            kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
+            few = self.few if n >= SCORE_BLOCK and not deep.is_cuda else {}  # of these fields the first layer multiplies every value once, not every row
+            many, ids, (first, *others) = [f for f in range(fields) if f not in few], deep + self.deep_offsets, self.mlp
+            ids = torch.cat([ids[:, many].flatten(), *few.values()]) if few else ids.flatten()
+            of_rows, *of_values = self.embedding(ids).split([n * len(many), *map(len, few.values())])
+            blocks = first.weight.split(of_rows.shape[1], 1) if few else []  # of the fields, then of the numeric features
+            of_few = sum(F.linear(values, blocks[f]).float().index_select(0, deep[:, f].long()) for f, values in zip(few, of_values))  # float: for its gradient
+            inputs = torch.cat([of_rows.view(n, len(many) * of_rows.shape[1]).to(kind), numeric[:, numeric.shape[1] - self.numeric :].to(kind)], 1)
+            units = F.linear(inputs, torch.cat([*(blocks[f] for f in many), *blocks[fields:]], 1) if few else first.weight, first.bias).add_(of_few)
+            logit = logit + reduce(lambda units, layer: layer(units), others, units).squeeze(1)
+        return logit
 
 
 class RowOptimizer:
@@ -174,13 +179,13 @@ class RowOptimizer:
         rows, gradient = self.rows, self.parameters[0].grad if self.table else torch.cat([p.grad.flatten() for p in self.parameters])
         if self.table:
             ids, gradient = gradient._indices()[0], gradient._values().view(-1, rows.shape[1] // self.parts)
-            order = torch.arange(len(ids), dtype=torch.int32, device=rows.device)
-            place = self.places.index_put_((ids,), order)[ids]  # one of an id's places, where its gradients are summed: sooner than sorting
+            place = self.places.index_put_((ids,), torch.arange(len(ids), dtype=torch.int32, device=rows.device))[ids].long()  # of an id's: there it is summed
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
+                gradient = torch.zeros_like(gradient).index_put_((place,), gradient, accumulate=True)[place]
             else:
-                once = (place == order).nonzero()[:, 0]
-                ids, gradient = ids[once], torch.zeros_like(gradient).index_add_(0, place.long(), gradient).index_select(0, once)
+                gradient = torch.zeros_like(gradient).index_add_(0, place, gradient)  # sooner than sorting
+                once = gradient.norm(dim=1).nonzero()[:, 0]  # neither a place without a sum nor, of a few, a value without rows
+                ids, gradient = ids[once], gradient.index_select(0, once)
             rows = self.words.index_select(0, ids).view(rows.dtype).view(-1, rows.shape[1])
         weights, squares, *other = rows.chunk(self.parts, 1)
         gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
@@ -223,7 +228,6 @@ class Rows(torch.utils.data.TensorDataset):
 class Inputs(Features):
     """The features of stage 1, and of the cross history item x candidate (Cheng et al. 2016, section 2) SIMILAR: how a user's ratings of similar items deviated
     from what was expected (item-kNN: Koren 2010). A known row's own rating is not in its history nor its user's average, nor its user in its similarities."""
-
     similarities: Sequence[csr_matrix] = ()  # [items + 1, items + 1] of all users; to train, also of all but each fold; none where SIMILAR is not named
 
     def similar(self, rows: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -270,6 +274,7 @@ def encode_rows(features: Inputs, rows: pd.DataFrame, device: str, objective: st
 class StreamedRows:
     """Rows that do not fit into memory: a worker's equal share, encoded once, a block a nameless file in `folder`; shuffled STREAM random blocks at a time."""
     def __init__(self, blocks: list[Callable[[], pd.DataFrame]], encode: Callable[[pd.DataFrame], Rows], folder: Path, device: str) -> None:
+        print(f"the training rows do not fit into memory: they are encoded into files in {folder}", flush=True)
         self.files, self.device = [tempfile.TemporaryFile(dir=folder) for _ in blocks], device  # noqa: SIM115 (open until the end)
         for file, block in tqdm(zip(self.files, blocks), desc="encoding", unit=" blocks", total=len(blocks), disable=RANK > 0 or None, leave=False):
             share = len(rows := block()) // WORKERS
@@ -289,34 +294,29 @@ class Training:
         self.args, self.model = args, WideDeep(features, config).to(args.device)
         nn.init.constant_(self.model.bias, mean if args.objective == "rating" else torch.tensor(mean).logit(eps=1e-3).item())
         self.mean = args.average and torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.average))
-        self.kept = self.mean.module if self.mean else self.model  # what is validated and saved
-        self.optimizers = make_optimizers(self.model, args)
+        self.kept, self.optimizers = self.mean.module if self.mean else self.model, make_optimizers(self.model, args)  # kept: validated and saved
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
         self.forward = self.model if WORKERS == 1 else nn.parallel.DistributedDataParallel(self.model, gradient_as_bucket_view=True)  # not in place
-        self.parts, self.start = [self.model, *([self.mean] if self.mean else [])], {}  # how the model of a warm start validates
-        parts = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}
-        ids = [(), ("user_id",), ("item_id",), ("user_id", "item_id")]
-        stay = [[[not {*hidden} & {*parts.get(n, (n,))} for n in names] for hidden in ids] for names in (features.wide, features.categorical)]
-        self.stay = [torch.tensor(s, dtype=torch.int32, device=args.device) for s in stay]  # [hidden, fields]: 0 where made of a hidden id
+        self.parts, self.start = nn.ModuleList([self.model, *([self.mean] if self.mean else [])]), {}  # how the model of a warm start validates
+        parts, both = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}, (features.wide, features.categorical)
+        self.made_of = [torch.tensor([[who in parts.get(n, (n,)) for n in of] for who in ("user_id", "item_id")], device=args.device).bool() for of in both]
 
     def state_dict(self) -> dict:
         state = {"rng": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if self.args.device == "cuda" else [], "start": self.start}
-        return state | {"parts": [p.state_dict() for p in self.parts], "optimizers": [(o.steps, o.rows) for o in self.optimizers]}
+        return state | {"parts": self.parts.state_dict(), "optimizers": [(o.steps, o.rows) for o in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
+        self.parts.load_state_dict(state["parts"])
         for optimizer, (steps, rows) in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.steps, optimizer.rows[:] = steps, rows
-        torch.set_rng_state(state["rng"])
-        for of_device in state["cuda"]:
-            torch.cuda.set_rng_state(of_device)
+        for restore, rng in zip((torch.set_rng_state, torch.cuda.set_rng_state), [state["rng"], *state["cuda"]]):
+            restore(rng)
         self.start = state["start"]
 
     def hide_ids(self, wide: Tensor, deep: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it: of this worker's rows of a batch of that size."""
-        user, item = torch.rand(2, size, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
-        return tuple(ids * stay.index_select(0, user + 2 * item.int()) for ids, stay in zip((wide, deep), self.stay))
+        user, item = torch.rand(2, size, 1, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
+        return tuple(ids.masked_fill(user & of_user | item & of_item, 0) for ids, (of_user, of_item) in zip((wide, deep), self.made_of))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over the rows in a new order; the mean loss of those that this worker had."""
@@ -529,8 +529,6 @@ class Run:
         args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" or args.batch_size >= BRIEF_BATCH else "float32")
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
         self.config |= choose_features(args, ds) | {"checkpoint": args.checkpoint.name, "rating_range": ds.index["rating_range"]}
-        if ds.streamed:
-            print(f"{sum(ds.index['rows'].values()):,} rows do not fit into memory: they are encoded into files in {args.checkpoint.parent}", flush=True)
         if ds.streamed and (args.warm_start or args.refit):
             raise InputError(f"--warm-start and --refit need all rows of {ds.folder} in memory, and they do not fit")
         self.histories, self.features, self.choice, self.fit_lists = {}, {}, None, cache(self.fit_lists)  # by phase; by whether refitted; of lists
@@ -754,10 +752,11 @@ class Recommender:
         *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         found = [("list", self.items["title"][i] if i else "anybody", v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
-        found += [("wide", "bias", self.model.bias.item()), ("deep", "network", self.model.parts(*inputs)[1].item())]
+        wide = {"bias": self.model.bias.item()}
         if self.config["component"] != "deep":
             weights = self.model.wide(inputs[0] + self.model.wide_offsets)[0, :, 0], inputs[2][0, : self.model.wide_numeric] * self.model.linear[:, 0]
-            found += [("wide", *named) for named in zip(self.features.wide + self.features.wide_numeric, torch.cat(weights).tolist())]
+            wide |= zip(self.features.wide + self.features.wide_numeric, torch.cat(weights).tolist())
+        found += [*(("wide", *named) for named in wide.items()), ("deep", "network", self.model(*inputs).item() - sum(wide.values()))]
         return pd.DataFrame(found, columns=["of", "feature", "contribution"]).sort_values("contribution", key=abs, ascending=False, ignore_index=True)
 
     def recommend_all(self, path: str | Path, n: int = 10) -> None:

@@ -231,6 +231,7 @@ def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
     total = found.groupby("of")["contribution"].sum()
     like = total.drop("list", errors="ignore").sum()
     np.testing.assert_allclose(1 / (1 + np.exp(-like)), model.predict([user], [item])[0], rtol=1e-5)
+    assert (abs(total["deep"]) < 1e-6) == (component == "wide")  # the network has what the features of the wide part leave
     assert {"item_id", "item_avg_rating", "bias"} <= {*found["feature"]} or component == "deep"
     np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
     assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
