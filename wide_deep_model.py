@@ -135,6 +135,7 @@ class WideDeep(nn.Module):
             for inputs, outputs in zip(widths, config["hidden"]):
                 layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else []), activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+            # fields of few values, each with its rows of the table: of a large block, many rows share a value
             self.few = {f: start + torch.arange(size) for f, (start, size) in enumerate(zip(self.deep_offsets, deep_sizes)) if 4 * size <= SCORE_BLOCK}
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class WideDeep(nn.Module):
             ids = torch.cat([ids[:, many].flatten(), *few.values()]) if few else ids.flatten()
             of_rows, *of_values = self.embedding(ids).split([n * len(many), *map(len, few.values())])
             blocks = first.weight.split(of_rows.shape[1], 1) if few else []  # of the fields, then of the numeric features
-            of_few = sum(F.linear(values, blocks[f]).float().index_select(0, deep[:, f].long()) for f, values in zip(few, of_values))  # float: for its gradient
+            of_few = sum(F.linear(values, blocks[f]).float().index_select(0, deep[:, f].long()) for f, values in zip(few, of_values))  # float: a sum backward
             inputs = torch.cat([of_rows.view(n, len(many) * of_rows.shape[1]).to(kind), numeric[:, numeric.shape[1] - self.numeric :].to(kind)], 1)
             units = F.linear(inputs, torch.cat([*(blocks[f] for f in many), *blocks[fields:]], 1) if few else first.weight, first.bias).add_(of_few)
             logit = logit + reduce(lambda units, layer: layer(units), others, units).squeeze(1)
