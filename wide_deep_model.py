@@ -150,10 +150,10 @@ class WideDeep(nn.Module):
             many, ids, (first, *others) = [f for f in range(fields) if f not in few], deep + self.deep_offsets, self.mlp
             ids = torch.cat([ids[:, many].flatten(), *few.values()]) if few else ids.flatten()
             of_rows, *of_values = self.embedding(ids).split([n * len(many), *map(len, few.values())])
-            blocks = first.weight.split(of_rows.shape[1], 1) if few else []  # of the fields, then of the numeric features
+            blocks = first.weight.split([of_rows.shape[1]] * fields + [self.numeric], 1) if few else []  # of the fields, then of the numeric features
             of_few = sum(F.linear(values, blocks[f]).float().index_select(0, deep[:, f].long()) for f, values in zip(few, of_values))  # float: a sum backward
             inputs = torch.cat([of_rows.view(n, len(many) * of_rows.shape[1]).to(kind), numeric[:, numeric.shape[1] - self.numeric :].to(kind)], 1)
-            units = F.linear(inputs, torch.cat([*(blocks[f] for f in many), *blocks[fields:]], 1) if few else first.weight, first.bias).add_(of_few)
+            units = F.linear(inputs, torch.cat([blocks[f] for f in [*many, -1]], 1) if few else first.weight, first.bias).add_(of_few)
             logit = logit + reduce(lambda units, layer: layer(units), others, units).squeeze(1)
         return logit
 

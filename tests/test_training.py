@@ -183,15 +183,16 @@ SIZES = {"both": [6, 90, 8, 50], "few": [6, 8, 1], "many": [90, 50], "none": []}
 
 
 @pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("numbers", [0, 3])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_multiplying_a_fields_values_is_as_good_as_its_rows(monkeypatch, sizes, precision):
+def test_multiplying_a_fields_values_is_as_good_as_its_rows(monkeypatch, sizes, numbers, precision):
     """Logits and gradients of a large batch, whose fields of few values are multiplied once a value, against the plain way."""
     monkeypatch.setattr(stage2, "SCORE_BLOCK", 32)
     sizes, found, rng = SIZES[sizes], {}, torch.Generator().manual_seed(3)
     deep = torch.stack([torch.zeros(40).int(), *(torch.randint(size, (40,), generator=rng, dtype=torch.int32) for size in sizes)], 1)[:, 1:]
-    numeric, label = torch.randn(40, 3, generator=rng), torch.rand(40, generator=rng).round()
+    numeric, label = torch.randn(40, numbers, generator=rng), torch.rand(40, generator=rng).round()
     for way in ("values", "rows"):
-        model = make_model([5], sizes, 0, 3, activation="silu", component="wide-deep")
+        model = make_model([5], sizes, 0, numbers, activation="silu", component="wide-deep")
         assert [*model.few] == [f for f, size in enumerate(sizes) if size <= 8]
         model.few = model.few if way == "values" else {}
         randomise(model)
@@ -676,8 +677,8 @@ def served(shop, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_are_scored_by_the_formula(served, shape):
-    """Of models of every shape, with weights large enough to tell errors, also for ids without training rows, in one large block and alone."""
+def test_rows_are_scored_by_the_formula(served, shape, monkeypatch):
+    """Of models of every shape, with weights large enough to tell errors, also for ids without training rows; row by row and, as in large blocks, by value."""
     model = served(shape)
     trained = model.users["train_count"].to_numpy()
     users = np.array([0, 1, 2, np.flatnonzero(trained[1:] == 0)[0] + 1, trained.argmax(), len(trained) - 1])
@@ -690,7 +691,9 @@ def test_rows_are_scored_by_the_formula(served, shape):
         values = numeric[row, : len(features.wide_numeric)], numeric[row, numeric.shape[1] - len(features.numeric) :]
         logit = reference_logit(model.model.state_dict(), wide[row], deep[row], *values, *sizes, model.config["activation"])
         np.testing.assert_allclose(found[row], logit, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model.score_rows(rows.iloc[: len(rows) // 2]), found[: len(rows) // 2], rtol=1e-4, atol=1e-4)
+    assert len(rows) < stage2.SCORE_BLOCK and (shape in ("wide", "numbers") or model.model.few)
+    monkeypatch.setattr(stage2, "SCORE_BLOCK", 64)
+    np.testing.assert_allclose(model.score_rows(rows), found, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_at_the_last_moment_carry_the_tables_state(served, shop):
