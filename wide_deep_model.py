@@ -22,10 +22,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache, partial, reduce
+from functools import cache, partial
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch: a core that waits soon sleeps: others may use it, and it is woken near the first
+os.environ.setdefault("GOMP_SPINCOUNT", "32000")  # before torch: a core that waits soon sleeps: others may use it, and it is woken near the first
 import numpy as np
 import pandas as pd
 import torch
@@ -135,26 +135,17 @@ class WideDeep(nn.Module):
             for inputs, outputs in zip(widths, config["hidden"]):
                 layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if config["batch_norm"] else []), activation, nn.Dropout(config["dropout"])]
             self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
-            # fields of few values, each with its rows of the table: of a large block, many rows share a value
-            self.few = {f: start + torch.arange(size) for f, (start, size) in enumerate(zip(self.deep_offsets, deep_sizes)) if 4 * size <= SCORE_BLOCK}
 
     def forward(self, wide: Tensor, deep: Tensor, numeric: Tensor) -> Tensor:
         """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> logit [n]."""
-        (n, fields), logit = deep.shape, self.bias.expand(len(deep))
+        logit = self.bias.expand(len(deep))
         if self.component != "deep":
             weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
             logit = logit + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
             kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
-            few = self.few if n >= SCORE_BLOCK and not deep.is_cuda else {}  # of these fields the first layer multiplies every value once, not every row
-            many, ids, (first, *others) = [f for f in range(fields) if f not in few], deep + self.deep_offsets, self.mlp
-            ids = torch.cat([ids[:, many].flatten(), *few.values()]) if few else ids.flatten()
-            of_rows, *of_values = self.embedding(ids).split([n * len(many), *map(len, few.values())])
-            blocks = first.weight.split([of_rows.shape[1]] * fields + [self.numeric], 1) if few else []  # of the fields, then of the numeric features
-            of_few = sum(F.linear(values, blocks[f]).float().index_select(0, deep[:, f].long()) for f, values in zip(few, of_values))  # float: a sum backward
-            inputs = torch.cat([of_rows.view(n, len(many) * of_rows.shape[1]).to(kind), numeric[:, numeric.shape[1] - self.numeric :].to(kind)], 1)
-            units = F.linear(inputs, torch.cat([blocks[f] for f in [*many, -1]], 1) if few else first.weight, first.bias).add_(of_few)
-            logit = logit + reduce(lambda units, layer: layer(units), others, units).squeeze(1)
+            embeddings, numeric = self.embedding(deep + self.deep_offsets).flatten(1), numeric[:, numeric.shape[1] - self.numeric :]  # [n, C D], [n, N]
+            logit = logit + self.mlp(torch.cat([embeddings.to(kind), numeric.to(kind)], 1)).squeeze(1)  # cast before, not after: half the bytes copied
         return logit
 
 
@@ -180,13 +171,13 @@ class RowOptimizer:
         rows, gradient = self.rows, self.parameters[0].grad if self.table else torch.cat([p.grad.flatten() for p in self.parameters])
         if self.table:
             ids, gradient = gradient._indices()[0], gradient._values().view(-1, rows.shape[1] // self.parts)
-            place = self.places.index_put_((ids,), torch.arange(len(ids), dtype=torch.int32, device=rows.device))[ids].long()  # of an id's: there it is summed
+            order = torch.arange(len(ids), dtype=torch.int32, device=rows.device)
+            place = self.places.scatter_(0, ids, order).gather(0, ids)  # one of an id's places, where its gradients are summed: sooner than sorting
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
-                gradient = torch.zeros_like(gradient).index_put_((place,), gradient, accumulate=True)[place]
+                gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
             else:
-                gradient = torch.zeros_like(gradient).index_add_(0, place, gradient)  # sooner than sorting
-                once = gradient.norm(dim=1).nonzero()[:, 0]  # neither a place without a sum nor, of a few, a value without rows
-                ids, gradient = ids[once], gradient.index_select(0, once)
+                once = (place == order).nonzero()[:, 0]
+                ids, gradient = ids.index_select(0, once), torch.zeros_like(gradient).index_add_(0, place.long(), gradient).index_select(0, once)
             rows = self.words.index_select(0, ids).view(rows.dtype).view(-1, rows.shape[1])
         weights, squares, *other = rows.chunk(self.parts, 1)
         gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
@@ -299,8 +290,9 @@ class Training:
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ["wide.weight", "embedding.weight"])
         self.forward = self.model if WORKERS == 1 else nn.parallel.DistributedDataParallel(self.model, gradient_as_bucket_view=True)  # not in place
         self.parts, self.start = nn.ModuleList([self.model, *([self.mean] if self.mean else [])]), {}  # how the model of a warm start validates
-        parts, both = {n: (spec["left"], spec["right"]) for n, spec in features.vocabularies["crosses"].items()}, (features.wide, features.categorical)
-        self.made_of = [torch.tensor([[who in parts.get(n, (n,)) for n in of] for who in ("user_id", "item_id")], device=args.device).bool() for of in both]
+        crosses, hidden = features.vocabularies["crosses"], ((), ("user_id",), ("item_id",), ("user_id", "item_id"))
+        made_of = [[(crosses[n]["left"], crosses[n]["right"]) if n in crosses else (n,) for n in of] for of in (features.wide, features.categorical)]
+        self.stay = [torch.tensor([[{*ids}.isdisjoint(made) for made in of] for ids in hidden]).int().to(args.device) for of in made_of]  # [hidden, fields]
 
     def state_dict(self) -> dict:
         state = {"rng": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if self.args.device == "cuda" else [], "start": self.start}
@@ -316,8 +308,8 @@ class Training:
 
     def hide_ids(self, wide: Tensor, deep: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it: of this worker's rows of a batch of that size."""
-        user, item = torch.rand(2, size, 1, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
-        return tuple(ids.masked_fill(user & of_user | item & of_item, 0) for ids, (of_user, of_item) in zip((wide, deep), self.made_of))
+        user, item = torch.rand(2, size, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
+        return tuple(ids * stay.index_select(0, user + 2 * item) for ids, stay in zip((wide, deep), self.stay))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over the rows in a new order; the mean loss of those that this worker had."""
@@ -351,7 +343,10 @@ class Training:
 @torch.inference_mode()
 def logits(model: WideDeep, rows: Rows) -> np.ndarray:
     model.eval()
-    return torch.cat([model(*inputs).float().cpu() for *inputs, _ in zip(*(t.split(SCORE_BLOCK) for t in rows.tensors))]).numpy()
+    found = torch.empty(len(rows))  # at once: a block's small result would lie among its large buffers, and the next would find no room where they were
+    for part, *inputs, _ in zip(*(tensor.split(SCORE_BLOCK) for tensor in (found, *rows.tensors))):
+        part.copy_(model(*inputs))
+    return found.numpy()
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:

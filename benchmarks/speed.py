@@ -115,7 +115,6 @@ def plain_steps(model: nn.Module, rows: stage2.Rows, batch_size: int, learning_r
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False
-    model.few = {}  # every row is multiplied
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     loader = DataLoader(PlainDataset(*(t.numpy() for t in rows.tensors)), batch_size, shuffle=True, num_workers=0)
