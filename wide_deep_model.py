@@ -125,7 +125,7 @@ class WideDeep(nn.Module):
         self.wide_offsets, self.deep_offsets = (nn.Buffer(torch.tensor([0, *s[:-1]]).cumsum(0), persistent=False) for s in (wide_sizes, deep_sizes))
         self.bias = nn.Parameter(torch.zeros(1))
         if self.component != "deep":
-            self.wide, self.linear = nn.Embedding(sum(wide_sizes), 1, sparse=True), nn.Parameter(torch.zeros(self.wide_numeric, 1))
+            self.wide, self.linear = nn.Embedding(sum(wide_sizes), 1, sparse=True), nn.Parameter(torch.zeros(self.wide_numeric, 1), self.wide_numeric > 0)
             nn.init.zeros_(self.wide.weight)  # summing the active weights *is* the linear layer
         if self.component != "wide":
             self.embedding = nn.Embedding(sum(deep_sizes), config["embedding_dim"], sparse=True)
@@ -141,7 +141,9 @@ class WideDeep(nn.Module):
         logit = self.bias.expand(len(deep))
         if self.component != "deep":
             weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
-            logit = logit + weights.view(wide.shape).sum(1) + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
+            logit = logit + weights.view(wide.shape).sum(1)
+            if self.wide_numeric:
+                logit = logit + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
             kind = torch.get_autocast_dtype(deep.device.type) if torch.is_autocast_enabled(deep.device.type) else torch.float32
             embeddings, numeric = self.embedding(deep + self.deep_offsets).flatten(1), numeric[:, numeric.shape[1] - self.numeric :]  # [n, C D], [n, N]
@@ -201,7 +203,8 @@ def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
     rules = {"adam": {}, "adagrad": {"start": start, "l1": 0.0}, "ftrl": {"start": start, "l1": args.wide_l1 / args.batch_size}}
     wide, deep = (rules[vars(args)[f"{part}_optimizer"]] | {"lr": vars(args)[f"{part}_lr"], "weight_decay": args.weight_decay} for part in ("wide", "deep"))
     parts = [([model.bias, *(model.mlp.parameters() if model.component != "wide" else [])], wide | {"l1": 0.0} if model.component == "wide" else deep)]
-    parts += [([model.wide.weight], wide | of_rows | {"table": True}), ([model.linear], wide | of_rows)] if model.component != "deep" else []
+    parts += [([model.wide.weight], wide | of_rows | {"table": True})] if model.component != "deep" else []
+    parts += [([model.linear], wide | of_rows)] if model.component != "deep" and model.wide_numeric else []
     parts += [([model.embedding.weight], deep | of_rows | {"table": True})] if model.component != "wide" else []
     return [RowOptimizer(parameters, **rule) for parameters, rule in parts]
 
@@ -321,7 +324,7 @@ class Training:
                 logit = self.forward(*self.hide_ids(wide, deep, size), numeric)
             loss = (F.mse_loss if self.args.objective == "rating" else F.binary_cross_entropy_with_logits)(logit.float(), target)
             loss.backward()
-            for table in [p for p in self.model.parameters() if WORKERS > 1 and p.grad.is_sparse]:  # their mean: backends do not reduce sparse tensors well
+            for table in [o.parameters[0] for o in self.optimizers if WORKERS > 1 and o.table]:  # their mean: backends do not reduce sparse tensors well
                 ids, values = ([torch.empty_like(part) for _ in range(WORKERS)] for part in (table.grad._indices(), table.grad._values()))
                 distributed.all_gather(ids, table.grad._indices())
                 distributed.all_gather(values, table.grad._values() / WORKERS)
@@ -331,7 +334,7 @@ class Training:
             self.model.zero_grad()
             if self.mean:
                 self.mean.update_parameters(self.model)
-            total, trained = total + loss.detach() * len(target), trained + len(target)
+            total, trained = total.add_(loss.detach(), alpha=len(target)), trained + len(target)
             bar.update(size)
             if step % 100 == 0:  # rarely: reading the loss makes the CPU wait for the GPU
                 bar.set_postfix(loss=f"{float(total) / trained:.4f}")
