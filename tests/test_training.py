@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 import amazon_preprocessing as stage1
 import model_evaluation as stage3
@@ -364,6 +364,21 @@ def test_the_kept_weights_are_the_running_mean(shop, batch_norm):
         torch.testing.assert_close(found.detach(), mean, rtol=1e-5, atol=1e-7)
     assert not torch.equal(found, after[-1][-1])
     assert all(torch.equal(a, b) for a, b in zip(training.kept.buffers(), training.model.buffers()))  # batch norm's own running means
+
+
+def test_the_training_loss_is_the_mean_over_rows(shop, monkeypatch):
+    """With steps too small to move a weight and no hidden ids: the log loss of all rows at the first weights, though the last batch is smaller."""
+    monkeypatch.setattr(stage2, "ID_DROPOUT", 0.0)
+    data, ds = shop
+    args = stage2.parse_args(["--data-dir", str(data), *QUICK, "--batch-size", "128", "--wide-lr", "1e-30", "--deep-lr", "1e-30"])
+    config = stage2.Run(args, ds).config | {"component": "wide-deep"}
+    features = stage2.fit_inputs(ds, ds.rows("train"), config)
+    training, rows = stage2.Training(args, config, features, 0.7), stage2.encode_rows(features, ds.rows("train"), "cpu", "like")
+    randomise(training.model)
+    assert len(rows) > 256 and len(rows) % 128 not in (0, 64)
+    logit, label = stage2.logits(training.model, rows).astype(float), rows.tensors[-1].numpy()
+    found = training.run_epoch(rows, Namespace(update=lambda rows: None, set_postfix=print))
+    assert found == pytest.approx(log_loss(label, 1 / (1 + np.exp(-logit))), rel=1e-5)
 
 
 def test_seeds_are_used(shop, tmp_path):
