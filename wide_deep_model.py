@@ -25,7 +25,7 @@ from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "32000")  # before torch: a core that waits soon sleeps: others may use it, and it is woken near the first
+os.environ.setdefault("GOMP_SPINCOUNT", "32000")  # before torch: a core that waits a while sleeps: others may use it, and it is woken near the first
 import numpy as np
 import pandas as pd
 import torch
