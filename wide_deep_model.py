@@ -177,9 +177,11 @@ class RowOptimizer:
             place = self.places.scatter_(0, ids, order).gather(0, ids)  # one of an id's places, where its gradients are summed: sooner than sorting
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
                 gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
-            else:
-                once = (place == order).nonzero()[:, 0]
-                ids, gradient = ids.index_select(0, once), torch.zeros_like(gradient).index_add_(0, place.long(), gradient).index_select(0, once)
+            else:  # in numpy, which finds sooner than nonzero
+                first = place.numpy() == order.numpy()
+                once, again = (torch.from_numpy(np.flatnonzero(found)) for found in (first, ~first))
+                added = gradient.index_add(0, place.index_select(0, again).long(), gradient.index_select(0, again))
+                ids, gradient = ids.index_select(0, once), added.index_select(0, once)
             rows = self.words.index_select(0, ids).view(rows.dtype).view(-1, rows.shape[1])
         weights, squares, *other = rows.chunk(self.parts, 1)
         gradient = gradient.add(weights, alpha=self.decay) if self.decay else gradient
@@ -194,7 +196,7 @@ class RowOptimizer:
             root = square.clone(memory_format=torch.contiguous_format).sqrt_().add_(self.eps)  # sooner than of numbers that lie apart
             weights.addcdiv_(mean, root, value=-self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps))
         if self.table:
-            self.words.index_put_((ids,), rows.view(self.words.dtype).view(len(ids), *self.words.shape[1:]))
+            self.words.index_copy_(0, ids, rows.view(self.words.dtype).view(len(ids), *self.words.shape[1:]))
 
 
 def make_optimizers(model: WideDeep, args: Namespace) -> list[RowOptimizer]:
@@ -312,7 +314,7 @@ class Training:
     def hide_ids(self, wide: Tensor, deep: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Make the user, and independently the item, of some rows unknown in every feature that contains it: of this worker's rows of a batch of that size."""
         user, item = torch.rand(2, size, device=deep.device)[:, RANK::WORKERS][:, : len(deep)] < ID_DROPOUT
-        return tuple(ids * stay.index_select(0, user + 2 * item) for ids, stay in zip((wide, deep), self.stay))
+        return tuple(ids * stay.index_select(0, hidden) for hidden in [user + 2 * item] for ids, stay in zip((wide, deep), self.stay))
 
     def run_epoch(self, rows: Rows, bar: tqdm) -> float:
         """One pass over the rows in a new order; the mean loss of those that this worker had."""
