@@ -33,8 +33,7 @@ from readers import ITEM, OWN_TEXT, RATING, TIMESTAMP, USER, Attributes, InputEr
 from readers.formats import DAY_S, FORMATS, obtain, read_attributes, read_ratings
 
 # ----------------------------------------------------------------------------------------------------------------------
-UNKNOWN = "<unknown>"  # code 0 of every vocabulary, row 0 of both tables
-SPLITS = ("train", "validation", "test")
+UNKNOWN, SPLITS = "<unknown>", ("train", "validation", "test")  # unknown: code 0 of every vocabulary, row 0 of both tables
 CONTEXT = ("year", "month", "weekday", "period")  # what a moment says; period is the quarter of the year, so it recurs
 STATE = ("review_count", "avg_rating", "avg_review_length", "avg_word_count", "avg_residual")  # of a user, of an item
 PAIR_STATE = ("user_category_review_count", "user_category_avg_residual")  # of a user in the item's category
@@ -45,14 +44,12 @@ CROSSES = {"cross_user_item": ("user_id", "item_id"), "cross_user_period": ("use
 TEXTS = ("title", "category", "brand")  # of the items, in every data set
 MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
 EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
-RATING_BUCKETS = 10  # quantile buckets of a damped average; bucket 0 is "no earlier rating"
-DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
-QUANTILES = 101  # knots of a numeric feature's distribution function
+RATING_BUCKETS, QUANTILES = 10, 101  # of a damped average, where bucket 0 is "no earlier rating"; knots of a numeric feature's distribution function
+DAMPING, RATING_BARS = 5.0, 30  # an average counts as if this many ratings at the training mean came first; a plot with more ratings is of ranges
 BLOCK, SAMPLE = 262_144, 2_000_000  # rows, about, that get features at a time, and of a row group; training rows, at most, that scales are fitted on
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
-ROW_BYTES = 500  # of memory for a row while it is read, encoded and trained on
-REJECTED_SHOWN = 1_000  # lines kept in rejected_rows.jsonl per reason; dataset.json has the true counts
+ROW_BYTES, REJECTED_SHOWN = 500, 1_000  # memory of a row while it is read, encoded and trained on; lines in rejected_rows.jsonl per reason
 DATA = REVIEWS, USERS, ITEMS, VOCABULARIES = "processed_reviews.parquet", "users.parquet", "items.parquet", "vocabularies.pkl"  # for the later stages
 REJECTED, EXPLORATION, INDEX = "rejected_rows.jsonl", "exploration.png", "dataset.json"
 INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", "features", "positive_threshold", "rating_range", "last_training_timestamp")
@@ -118,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         (args.min_core < 0 or args.seed < 0, "--min-core and --seed take numbers >= 0"),
         (not np.isfinite(args.positive_threshold), "--positive-threshold takes a finite number"),
         (any(cross.count(":") != 1 for cross in args.cross), "--cross takes two fields with a colon between them, such as user_gender:category"),
-        (args.core_passes != "until-stable" and not args.core_passes.isdigit(), "--core-passes takes until-stable or a number"),
+        (args.core_passes != "until-stable" and not args.core_passes.isdecimal(), "--core-passes takes until-stable or a number"),
     ):
         if wrong:
             parser.error(message)
@@ -144,6 +141,9 @@ def clean(args: argparse.Namespace, rows: dict[str, np.ndarray], ids: dict[str, 
     if not keep.any():
         raise InputError(f"{args.input[0]}: the {args.min_core}-core is empty: none of {len(keep):,} usable rows has a user and an item with "
                          f"{args.min_core} ratings each; give a complete file or lower --min-core")
+    for split, flag in ((1, "--validation-input"), (2, "--test-input")):
+        if lost := np.count_nonzero(~keep[rows["given"] == split]):
+            print(f"{lost:,} rows of {flag} are outside of the {args.min_core}-core and left out: --min-core 0 keeps them")
     kept = {}
     for name in (USER, ITEM):
         codes = rows.pop(name)[keep]
@@ -623,8 +623,7 @@ class Dataset:
 
 def load_dataset(folder: Path) -> Dataset:
     """Read and verify a folder written by this script. Raises InputError with the line to run where anything is amiss."""
-    again = f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"
-    name = INDEX  # the file that an error is about
+    name, again = INDEX, f"; make it anew: python amazon_preprocessing.py --output-dir {folder}"  # name: of the file that an error is about
     try:
         index = json.loads((folder / INDEX).read_bytes())
         missing = {*INDEX_KEYS} - index.keys() | {*DATA} - index["files"].keys()
@@ -725,9 +724,10 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     sns.set_theme(style="whitegrid", palette="colorblind")
     margins = {"left": 0.055, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.3}
     figure, ((ratings, of_users, of_items), (activity, likes, cold)) = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw=margins)
-    figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15)
+    figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15, parse_math=False)
     split, shares = rows["split"].to_numpy(), {}
-    rows[RATING].value_counts(normalize=True).sort_index().rename("{:g}".format).mul(100).plot.bar(ax=ratings, title="Ratings", ylabel="% of rows", rot=0)
+    share = rows[RATING].value_counts(normalize=True, bins=10 if (many := rows[RATING].nunique() > RATING_BARS) else None).sort_index().mul(100)
+    share.rename(lambda rating: f"{'≤' * many}{getattr(rating, 'right', rating):.3g}").plot.bar(ax=ratings, title="Ratings", ylabel="% of rows", rot=0)
     for axis, who, table in ((of_users, "user", users), (of_items, "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts)
@@ -739,7 +739,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     for axis in (ratings, cold):
         axis.margins(y=0.12)
         for bars in axis.containers:
-            axis.bar_label(bars, fmt="%.1f %%")
+            axis.bar_label(bars, fmt="%.1f")
     if rows[TIMESTAMP].isna().any():
         activity.set_title("no timestamps, so no activity over time")
         likes.set_axis_off()

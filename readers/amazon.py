@@ -35,6 +35,7 @@ RAW = pa.schema(
 )
 ASIN = re.compile(r"[A-Z0-9]{10}")
 SMALL_BLOCK = 64 << 10  # bytes; a refused block is halved down to this size, then parsed line by line
+BLANKS = " \t\r\n"  # around an id they are none of it
 METADATA_LINE = 1 << 20  # characters; a longer line is not given to the literal parser
 TITLE = 200  # characters kept
 FIELD_ITEM = re.compile(r"""['"](?:parent_)?asin['"]: *['"](\w+)""")
@@ -156,6 +157,7 @@ def _to_rows(raw: pa.Table, lines: np.ndarray, problems: list[str | None] | None
 
 
 def _nonempty(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    ids = pc.utf8_trim(ids, BLANKS)
     return pc.if_else(pc.equal(ids, ""), None, ids)
 
 
@@ -259,6 +261,7 @@ def _clean(value: object) -> str | None:
 
 
 def _price(value: object) -> float | None:
-    """Dollars: a number, "$12.99", or the lower end of "$12.99 - $15.00"; null for anything else."""
+    """Dollars: a number, "$12.99", or the lower end of "$12.99 - $15.00"; null for anything else, and from a billion on."""
     text = PRICE.fullmatch(str(value).strip())
-    return _float(text[1].replace(",", "")) if text else None
+    dollars = _float(text[1].replace(",", "")) if text else None
+    return dollars if dollars is not None and dollars < 1e9 else None

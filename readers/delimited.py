@@ -10,7 +10,9 @@ the same number of fields on every line go through pyarrow; any other block goes
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from readers.lines import LONGEST_LINE, Block, read_blocks
 
 MILLISECONDS_ABOVE = 1e11  # as seconds this is the year 5138, as milliseconds 1973
 EXAMPLE = "--columns user=0,item=1,rating=2,timestamp=3"
+NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what stands for such bytes
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -74,6 +77,8 @@ def peek(path: Path, lines: int = 1000) -> tuple[list[str], Iterator[Block]]:
     first = [text for text in block[: end if end > 0 else None].decode(errors="replace").splitlines() if text.strip()]
     if not first:
         raise InputError(f"{path}: the file is empty")
+    if max(map(len, first[:lines])) > csv.field_size_limit():
+        raise InputError(f"{path}: one of the first lines has more than {csv.field_size_limit():,} characters: this is not a file of delimited ratings")
     return first[:lines], itertools.chain([(line, block)], blocks)
 
 
@@ -151,38 +156,52 @@ def _split_fast(block: bytes, layout: Layout) -> dict[str, pa.Array] | None:
 
 
 def _split_slowly(line: int, block: bytes, layout: Layout) -> tuple[dict[str, pa.Array], np.ndarray, list[str | None]]:
-    """The same, record by record: quoted fields, blank lines, and lines with another number of fields (`problem`)."""
+    """The same, record by record: quoted fields, blank lines, and lines that are not UTF-8 or have another number of fields (`problem`)."""
     rows, lines, problems = [], [], []
-    empty = [None] * len(layout.positions)
-    for start, fields in _records(block.decode(errors="replace"), layout.delimiter):
+    for start, fields in _records(block.decode(errors="surrogateescape"), layout):
         if not fields:
             continue
-        fits = len(fields) == layout.fields
-        rows.append([fields[position] for position in layout.positions.values()] if fits else empty)
-        problems.append(None if fits else f"{len(fields)} fields instead of {layout.fields}")
+        problem = None if len(fields) == layout.fields else f"{len(fields)} fields instead of {layout.fields}"
+        values = [fields[position] for position in layout.positions.values()] if not problem else []
+        problem = "not UTF-8" if any(NOT_UTF8.search(value) for value in values) else problem
+        rows.append([None] * len(layout.positions) if problem else values)
+        problems.append(problem)
         lines.append(line + start)
     columns = zip(*rows) if rows else [[] for _ in layout.positions]
     arrays = {name: pa.array(column, pa.string()) for name, column in zip(layout.positions, columns)}
     return arrays, np.array(lines, np.int64), problems
 
 
-def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(number of lines before it, fields) of each record."""
-    if delimiter == " ":
+def _records(text: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """(number of lines before it, fields) of each record. Lines that a stray quote joins are records of their own: no id or number has two lines."""
+    if layout.delimiter == " ":
         yield from enumerate(line.split() for line in text.split("\n"))
         return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    while True:
-        start = reader.line_num
-        try:
-            yield start, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # a field of more than 128 KB: a quote that never closes
-            yield start, [str(error)]
+    lines, end = io.StringIO(text, newline="").readlines(), 0
+    reader = csv.reader(lines, delimiter=layout.delimiter)
+    while end < len(lines):
+        start, fields = end, []
+        with suppress(csv.Error):  # a field of more than 128 KB: a quote that never closes
+            fields = next(reader)
+        end = reader.line_num
+        if end - start == 1 or (len(fields) == layout.fields and not any("\n" in fields[position].strip() for position in layout.positions.values())):
+            yield start, fields
+        else:
+            yield from ((number, _line(lines[number], layout.delimiter)) for number in range(start, end))
+
+
+def _line(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([text], delimiter=delimiter))
+    except csv.Error as error:
+        return [str(error)]
 
 
 def _ids(column: pa.Array) -> pa.Array:
+    if pa.types.is_floating(column.type):  # whole numbers, of which pandas makes floats where one is missing
+        column = pc.if_else(pc.is_finite(column), column, None)
+        with suppress(pa.ArrowInvalid):
+            column = column.cast(pa.int64())
     text = pc.utf8_trim_whitespace(column.cast(pa.string()))
     return pc.if_else(pc.equal(text, ""), None, text)
 
@@ -237,11 +256,17 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
         positions = _resolve(path, columns, names, header=not all(v.isdecimal() and v not in names for v in columns.values()))
         line = 1
         for batch in file.iter_batches(1 << 20, columns=[names[position] for position in positions.values()]):
-            fields = {name: batch.column(names[position]) for name, position in positions.items()}
+            fields = {name: _plain(batch.column(names[position])) for name, position in positions.items()}
             yield to_rows(fields, np.arange(line, line + batch.num_rows))
             line += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Text of any kind as strings, which is how text files come."""
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return column.cast(pa.string()) if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type) else column
 
 
 def _resolve(path: Path, columns: dict[str, str], names: list[str], header: bool) -> dict[str, int]:

@@ -4,7 +4,6 @@ A further data set is one entry in FORMATS, one function that yields tables of `
 attributes, one that returns `readers.Attributes`. Nothing downstream knows which data set it is.
 """
 
-import math
 import re
 import time
 from argparse import Namespace
@@ -44,7 +43,7 @@ FORMATS = {
     "amazon-ratings": Format(amazon.read_ratings, 1, 5, amazon_products),
     "movielens": Format(movielens.read_ratings, 0.5, 5, movielens.read_attributes, movielens.find_ratings, beside=True),
     "anime": Format(anime.read_ratings, 1, 10, anime.read_attributes, anime.find_ratings, beside=True),
-    "csv": Format(delimited.read_delimited, -math.inf, math.inf),
+    "csv": Format(delimited.read_delimited, -1e9, 1e9),  # sums of what is larger would drown all others
 }
 
 
@@ -67,7 +66,7 @@ def obtain(args: Namespace) -> str:
         reviews, args.metadata = demo.write_demo(args.output_dir, args.seed)
         args.input, args.dataset = [reviews], "amazon-reviews"
         return "demo"
-    return re.sub(r"(_5)?(\.(json|jsonl|csv|txt|dat|data|parquet|gz))+$", "", args.input[0].resolve().name)
+    return re.sub(r"(_5)?(\.(json|jsonl|csv|tsv|txt|dat|data|parquet|gz))+$", "", args.input[0].resolve().name)
 
 
 def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.Index], pd.DataFrame]:
@@ -97,6 +96,8 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
     for name in [*codes]:
         rows[name], ids[name] = codes.pop(name).result()
     pa.default_memory_pool().release_unused()  # what the texts of a large log took
+    if args.columns and TIMESTAMP in delimited.parse_columns(args.columns) and np.isnan(rows[TIMESTAMP]).all():
+        raise InputError(f"{sources[0][0]}: no time of --columns can be read: give seconds, milliseconds or ISO dates (2014-10-11), or leave out timestamp=")
     paths = np.array([path for path, _ in sources], object)
     for reason, find in (("missing or unparsable timestamp", without_time), ("duplicate user-item pair, a later row stays", repeated)):
         if (bad := find(rows)).any():

@@ -48,11 +48,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
     ):
         pieces = iter(lambda: file.read(1 << 20), b"")
         first = next(pieces, b"")
-        gzipped = first.startswith(b"\x1f\x8b")
-        pieces = itertools.chain([first if gzipped else first.removeprefix(b"\xef\xbb\xbf")], pieces)
-        for chunk in _inflate(pieces) if gzipped else pieces:
+        pieces = itertools.chain([first], pieces)
+        for number, chunk in enumerate(_inflate(pieces) if first.startswith(b"\x1f\x8b") else pieces):
             bar.update(file.tell() - bar.n)
-            yield chunk
+            yield chunk if number else chunk.removeprefix(b"\xef\xbb\xbf")  # byte order mark
 
 
 def _inflate(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 
 import amazon_preprocessing as stage1
 from readers import InputError
@@ -322,6 +323,23 @@ def test_a_log_without_times_says_which_splits_it_can_have(tmp_path):
     assert all(c == list(range(len(c))) for c in counts)
 
 
+def test_times_that_cannot_be_read_are_not_taken_for_none(tmp_path):
+    log = random_log().assign(time="10/11/2014")
+    log.to_csv(tmp_path / "log.csv", index=False)
+    columns = "user=user,item=item,rating=rating,timestamp=time"
+    with pytest.raises(InputError, match=r"log.csv: no time of --columns can be read: .*ISO dates"):
+        stage1.main(["--input", str(tmp_path / "log.csv"), "--columns", columns, "--split", "random", "--output-dir", str(tmp_path / "out")])
+
+
+def test_own_test_rows_outside_of_the_core_are_told(tmp_path, capsys):
+    log = random_log()
+    test = log.iloc[:8].assign(user=range(90_000, 90_008))  # users of one row each
+    paths = [str(write_log(tmp_path / f"{n}.json", part)) for n, part in (("base", log), ("test", pd.concat([test, log[-9:]])))]
+    stage1.main(["--dataset", "amazon-reviews", "--input", paths[0], "--test-input", paths[1], "--min-core", "2", "--output-dir", str(tmp_path / "out")])
+    assert "8 rows of --test-input are outside of the 2-core and left out" in capsys.readouterr().out
+    assert stage1.load_dataset(tmp_path / "out").index["rows"]["test"] == 9
+
+
 def test_own_test_rows_stay_test_rows(tmp_path):
     log = random_log()
     test = log.sample(300, random_state=0)
@@ -405,13 +423,15 @@ def test_what_no_training_row_has_is_0_for_later_rows_too(tmp_path):
     assert (stage1.normalise(values, spec) == 0).all()
 
 
-@pytest.mark.parametrize("rows", [3, 20])
-def test_the_picture_of_a_small_log_is_drawn(tmp_path, monkeypatch, rows):
+@pytest.mark.parametrize(("rows", "ratings", "bars"), [(3, 5, 3), (20, 5, 5), (40, 40, 10)])  # of many ratings ten ranges
+def test_the_picture_of_a_small_log_is_drawn(tmp_path, monkeypatch, rows, ratings, bars):
     monkeypatch.setattr(stage1, "plot_exploration", PLOT_EXPLORATION)
-    (tmp_path / "log.csv").write_text("".join(f"u{n % 4},i{n},{n % 5 + 1},{1_300_000_000 + 9_000_000 * n}\n" for n in range(rows)))
-    flags = ["--input", str(tmp_path / "log.csv"), "--columns", "user=0,item=1,rating=2,timestamp=3", "--min-core", "0", "--output-dir", str(tmp_path)]
+    drawn, label = [], Axes.bar_label
+    monkeypatch.setattr(Axes, "bar_label", lambda axis, container, **how: drawn.append(len(container)) or label(axis, container, **how))
+    (tmp_path / "a$b_$.csv").write_text("".join(f"u{n % 4},i{n},{n % ratings + 1},{1_300_000_000 + 9_000_000 * n}\n" for n in range(rows)))
+    flags = ["--input", str(tmp_path / "a$b_$.csv"), "--columns", "user=0,item=1,rating=2,timestamp=3", "--min-core", "0", "--output-dir", str(tmp_path)]
     stage1.main([*flags, "--test-fraction", "0.3", "--validation-fraction", "0.3"])
-    assert (tmp_path / stage1.EXPLORATION).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / stage1.EXPLORATION).read_bytes().startswith(b"\x89PNG") and drawn[0] == bars
 
 
 def test_a_split_of_no_rows_is_an_error_of_one_line(tmp_path):

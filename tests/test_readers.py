@@ -75,11 +75,11 @@ def test_a_bad_line_does_not_disturb_a_large_file(tmp_path):
 
 def test_values_that_cannot_be_used_are_null(tmp_path):
     values = [("overall", v) for v in ("5.0", "x", True, None, math.nan, math.inf, [5])]
-    values += [("unixReviewTime", v) for v in (10**30, 1e9, "1393545600", 1.5, None)] + [("reviewerID", v) for v in ("", 12, None, {})]
+    values += [("unixReviewTime", v) for v in (10**30, 1e9, "1393545600", 1.5, None)] + [("reviewerID", v) for v in ("", 12, None, {}, " ", " a ")]
     rows = reviews(tmp_path / "r", "\n".join(json.dumps(R2014 | {name: value}) for name, value in values))
     assert [row["rating"] for row in rows[:7]] == [5.0, None, None, None, None, None, None]
     assert [row["timestamp"] for row in rows[7:12]] == [None, 10**9, 1393545600, 1, None]
-    assert [row["user"] for row in rows[12:]] == [None, "12", None, None]
+    assert [row["user"] for row in rows[12:]] == [None, "12", None, None, None, "a"]
 
 
 STRINGS = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
@@ -114,8 +114,8 @@ def expected(number, text):
     review = first("reviewText", "text")
     seconds = cells["timestamp"] // 1000 if cells["timestamp"] is not None else None
     return row | {
-        "user": first("reviewerID", "user_id") or None,
-        "item": first("parent_asin", "asin") or None,
+        "user": (first("reviewerID", "user_id") or "").strip(" \t\r\n") or None,
+        "item": (first("parent_asin", "asin") or "").strip(" \t\r\n") or None,
         "rating": first("overall", "rating"),
         "timestamp": seconds if cells["unixReviewTime"] is None else cells["unixReviewTime"],
         "review_length": None if review is None else len(review),
@@ -211,16 +211,16 @@ def test_ambiguous_ratings_name_the_flag(tmp_path, line):
         ratings(tmp_path / "a", f"{line}\n" * 5)
 
 
-FIELD = st.text(st.sampled_from('ab" ,;\t\n5.é'), max_size=6)
+FIELD, TEXT = (st.text(st.sampled_from('ab" ,;\t5.é' + more), max_size=6) for more in ("", "\n"))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(FIELD, FIELD, FIELD), min_size=1, max_size=8), st.sampled_from(",\t"), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(st.tuples(FIELD, FIELD, FIELD, TEXT), min_size=1, max_size=8), st.sampled_from(",\t"), st.sampled_from(["\n", "\r\n"]))
 def test_delimited_agrees_with_the_csv_module(tmp_path_factory, records, delimiter, newline):
     path = tmp_path_factory.getbasetemp() / "property.csv"
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator=newline)
-        writer.writerows([("rating", "user", "item"), *records])
+        writer.writerows([("rating", "user", "item", "text"), *records])
     rows = rows_of(read_delimited(path, {"user": "user", "item": "item", "rating": "rating"}))
     with open(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
@@ -230,6 +230,38 @@ def test_delimited_agrees_with_the_csv_module(tmp_path_factory, records, delimit
             want.append((start + 1, *(fields[i].strip() or None for i in (1, 2))))
             start = reader.line_num
     assert [(row["line"], row["user"], row["item"]) for row in rows] == want
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_stray_quote_costs_its_own_line(tmp_path, monkeypatch, delimiter):
+    """Of two quotes far apart and of one that never closes, in blocks shorter than what they would swallow; a text of two lines stays one record."""
+    monkeypatch.setattr("readers.lines.BLOCK", 1 << 12)
+    lines = [[f"u{n}", f"i{n}", "5", "text"] for n in range(9_000)]
+    for n in (100, 4_000, 8_500):
+        lines[n][1] = '"' + lines[n][1]
+    lines[8_000][3] = '"two\nlines"'
+    path = write(tmp_path / "a.csv", "\n".join(delimiter.join(line) for line in [["u", "i", "r", "t"], *lines]) + "\n")
+    rows = rows_of(read_delimited(path, {"user": "u", "item": "i", "rating": "r"}))
+    stray = [row for row in rows if row["problem"]]
+    assert [(row["line"], row["problem"]) for row in stray] == [(n, "2 fields instead of 4") for n in (102, 4_002, 8_503)]
+    assert [row["user"] for row in rows if not row["problem"]] == [f"u{n}" for n in range(9_000) if n not in (100, 4_000, 8_500)]
+
+
+def test_lines_that_are_not_utf_8_are_told_and_merge_nobody(tmp_path):
+    path = write(tmp_path / "a.csv", "u,i,r\nJosé,1,3\nJosè,1,3\nZoë,1,3\n".encode("latin-1") + "José,2,4\n".encode())
+    rows = rows_of(read_delimited(path, {"user": "u", "item": "i", "rating": "r"}))
+    assert [(row["user"], row["problem"]) for row in rows] == [*[(None, "not UTF-8")] * 3, ("José", None)]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    text = b"\xef\xbb\xbfu,i,r\n1,2,3\n"
+    for path in (write(tmp_path / "a.csv", text), write(tmp_path / "a.csv.gz", gzip.compress(text))):
+        assert [row["user"] for row in rows_of(read_delimited(path, {"user": "u", "item": "i", "rating": "r"}))] == ["1"]
+
+
+def test_no_delimited_text_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"a.csv: one of the first lines has more than 131,072 characters"):
+        rows_of(read_delimited(write(tmp_path / "a.csv", "x" * 200_000 + "\n"), {"user": "u", "item": "i", "rating": "r"}))
 
 
 @pytest.mark.parametrize("text, seconds", [
@@ -267,6 +299,16 @@ def test_parquet(tmp_path):
     write(tmp_path / "y.parquet", b"PAR1 and no more")
     with pytest.raises(InputError, match=r"y\.parquet: cannot be read as Parquet"):
         list(read_delimited(tmp_path / "y.parquet", parse_columns("user=u,item=i,rating=r")))
+
+
+def test_parquet_as_pandas_writes_it(tmp_path):
+    """Texts of any kind, a cell that is no number, and whole ids that are floats because one is missing."""
+    frame = pd.DataFrame({"u": [12345678901.0, np.nan, 3.0], "i": pd.Categorical(["a", "b", "a"]), "r": ["5", "n/a", "1"], "t": ["2013-04-13"] * 3})
+    frame.to_parquet(tmp_path / "x.parquet")
+    rows = rows_of(read_delimited(tmp_path / "x.parquet", parse_columns("user=u,item=i,rating=r,timestamp=t")))
+    assert [(row["user"], row["item"], row["rating"], row["timestamp"]) for row in rows] == [
+        ("12345678901", "a", 5.0, 1365811200), (None, "b", None, 1365811200), ("3", "a", 1.0, 1365811200),
+    ]  # fmt: skip
 
 
 def test_wrong_columns(tmp_path):
@@ -314,7 +356,7 @@ def test_metadata_of_three_eras(tmp_path):
 
 @pytest.mark.parametrize("text, dollars", [
     ("$12.99 - $15.00", 12.99), ("from 3.50", 3.5), ("", None),
-    (".a-box{display:none}", None), ("None", None), (True, None), (7, 7.0), ("$.,", None),
+    (".a-box{display:none}", None), ("None", None), (True, None), (7, 7.0), ("$.,", None), ("9" * 39, None),
 ])  # fmt: skip
 def test_prices(tmp_path, text, dollars):
     path = write(tmp_path / "m", json.dumps({"asin": "B1", "price": text}))
