@@ -56,8 +56,7 @@ HEAD_SHARE, LATENCY_CALLS, CALIBRATION_BINS = 0.8, 100, 15  # head items: the fe
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR", help="written by amazon_preprocessing.py")
     add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE", help="written by wide_deep_model.py")
     add("--metrics", type=Path, default=Path("metrics.json"), metavar="FILE", help="every figure")
@@ -96,8 +95,7 @@ def curve(label: np.ndarray, score: np.ndarray, weight: np.ndarray | float = 1.0
 def areas(above: np.ndarray) -> np.ndarray:
     """[2, ...] area under ROC and average precision of curves [2, thresholds, ...]; NaN where a class is missing.
     AUC = P(a like scores above a dislike), ties half (Mann-Whitney U); average precision = sum of recall gained x precision."""
-    both = (above[:, -1] > 0).all(axis=0)
-    likes, dislikes = above = np.where(both, above, np.nan)
+    likes, dislikes = above = np.where((above[:, -1] > 0).all(axis=0), above, np.nan)
     new_likes, new_dislikes = np.diff(above, axis=1, prepend=0)
     precision = likes / np.maximum(likes + dislikes, np.finfo(float).tiny)
     won = (new_dislikes * (likes - new_likes / 2)).sum(axis=0)
@@ -429,8 +427,9 @@ def catalogue_protocol(results: dict, catalogue: Catalogue, rows: TestRows, trai
     for result, of_lists in zip(results.values(), diversity):
         values = list_means("catalogue", result.hits, catalogue.n_relevant, ks)
         for k in ks:
-            lists, n_items = result.lists[:, :k], train.shape[1] - 1
-            values |= {f"catalogue.novelty@{k}": novelty_at_k(lists, -np.log2(share)), f"catalogue.diversity@{k}": of_lists[:, k - 1]}
+            lists, diverse, n_items = result.lists[:, :k], of_lists[:, k - 1], train.shape[1] - 1  # diverse: NaN of a list of one item, which has no pairs
+            values |= {f"catalogue.novelty@{k}": novelty_at_k(lists, -np.log2(share))}
+            result.means.append(user_means({f"catalogue.diversity@{k}": diverse}, np.isfinite(diverse), np.searchsorted(rows.users, catalogue.users)))
             result.metrics |= {f"catalogue.coverage@{k}": coverage_at_k(lists, n_items), f"catalogue.gini@{k}": gini_at_k(lists, n_items)}
         result.means.append(user_means(values, np.ones(len(catalogue.users)), np.searchsorted(rows.users, catalogue.users)))
 
@@ -495,7 +494,7 @@ def errors_by_rating(result: Result, rows: TestRows) -> dict[str, dict]:
     """{true rating: rows, rmse, mean error of wide_deep}; models of ratings shrink towards the mean, which shows at both ends."""
     error = rows.error(result.score)
     table = pd.DataFrame({"rows": 1, "rmse": error**2, "bias": error}).groupby(rows.rating).agg({"rows": "size", "rmse": "mean", "bias": "mean"})
-    return table.assign(rmse=np.sqrt(table["rmse"])).rename(index="{:g}".format).to_dict("index")
+    return table.assign(rmse=np.sqrt(table["rmse"])).rename(index=lambda rating: np.format_float_positional(rating, trim="-")).to_dict("index")
 
 
 def try_recommend(model, ds: Dataset, rng: np.random.Generator) -> tuple[dict[str, float], float]:
@@ -511,16 +510,17 @@ def try_recommend(model, ds: Dataset, rng: np.random.Generator) -> tuple[dict[st
 
 
 # ----------------------------------------------------------------------------------------------------- report and table
-def read_comparison(path: Path, dataset: str) -> dict:
-    """Features and AUCs of another run on the same data set."""
+def read_comparison(path: Path, index: dict) -> dict:
+    """Features and AUCs of another run on the same test rows, with other features."""
     try:
         other = json.loads(path.read_text(encoding="utf-8"))
         found = {name: float(model["ratings"]["auc"]) for name, model in other["models"].items() if "auc" in model["ratings"]}
-        name, features, _ = other["dataset"]["name"], other["protocol"]["features"], found["wide_deep"]
+        features, data, _ = other["protocol"]["features"], other["dataset"], found["wide_deep"]
+        of = data["name"], other["protocol"]["split"], data["test_rows"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--compare {path}: not a metrics.json of this script ({type(error).__name__}: {error})") from None
-    if name != dataset:
-        raise InputError(f"--compare {path}: measured on data set {name!r}, this one is {dataset!r}")
+    if of != (index["name"], index["split"], index["rows"]["test"]) or features == index["features"]:
+        raise InputError(f"--compare {path}: {', '.join(map(str, of))} rows, {features} features; it takes these test rows with other --features")
     return {"features": str(features), "auc": found}
 
 
@@ -711,9 +711,11 @@ def load_models(args: Namespace, ds: Dataset) -> dict[str, object]:
     paths, models = {"wide_deep": args.checkpoint} | {f"{part}_only": args.checkpoint.with_suffix(f".{part}.pt") for part in ("wide", "deep")}, {}
     for name in (name for name in paths if name == "wide_deep" or (name in args.baselines and paths[name].exists())):
         models[name] = load_model(paths[name], device=args.device)
-        if models[name].fingerprint != ds.index["fingerprint"]:
+        other = [n for n, v in models["wide_deep"].config.items() if n not in ("component", "epochs", "patience") and models[name].config.get(n) != v]
+        if (stale := models[name].fingerprint != ds.index["fingerprint"]) or other:
+            why = f"on other data than {args.data_dir}" if stale else f"with another {other[0]} than {args.checkpoint}"
             again = f"python wide_deep_model.py --data-dir {args.data_dir} --checkpoint {args.checkpoint}{' --ablations' * (name != 'wide_deep')}"
-            raise InputError(f"{paths[name]} was trained on other data than {args.data_dir}; run: {again}")
+            raise InputError(f"{paths[name]} was trained {why}; run: {again}")
     return models
 
 
@@ -721,7 +723,6 @@ def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generat
     """{model: Result} with all point estimates; the test rows; how many users were ranked."""
     shape, split, results = (len(ds.users), len(ds.items)), ds.reviews["split"].to_numpy(), {}
     pairs, test = ds.reviews[["user_id", "item_id", "rating"]], ds.rows("test")
-    train = pairs[split == "train"]
     rows = TestRows(test, ds.index["rating_range"])
     relevant = interactions(test if args.relevant == "rated" else test[test["label"].to_numpy() == 1], shape)
     seen = interactions(pairs[(split != "test") & (not args.keep_seen)], shape)
@@ -733,7 +734,7 @@ def evaluate(args: Namespace, ds: Dataset, scorers: dict, rng: np.random.Generat
             results[name] = Result(s.kind, score, *(catalogue.rank(s.score_catalogue, args.k[-1], name) if s.score_catalogue else ()))
     with timed(seconds, "metrics"):
         if len(catalogue.users):
-            catalogue_protocol(results, catalogue, rows, interactions(train, shape), args.k, rng)
+            catalogue_protocol(results, catalogue, rows, interactions(pairs[split == "train"], shape), args.k, rng)
         for result in results.values():
             ratings_protocol(result, rows)
             list_protocols(result, rows, args.k)
@@ -751,8 +752,7 @@ def describe(args: Namespace, index: dict, model, scorers: dict[str, Scorer], ro
     protocol |= {name: getattr(args, name) for name in ("k", "ranking_users", "relevant", "keep_seen", "bootstrap", "seed")}
     knobs = {name: s.knobs for name, s in scorers.items() if s.knobs}
     protocol |= {"ranked_users": ranked, "main_k": 10 if 10 in args.k else args.k[len(args.k) // 2], "baselines": knobs}
-    if index["features"] == "as-published":
-        protocol["warning"] = "Features as published: they contain what is to be predicted"
+    protocol |= {"warning": "Features as published: they contain what is to be predicted"} if index["features"] == "as-published" else {}
     return {"dataset": data, "protocol": protocol}
 
 
@@ -760,7 +760,7 @@ def main(argv: list[str] | None = None) -> None:
     args, seconds, begin = parse_args(argv), {}, time.perf_counter()
     with timed(seconds, "load"):
         ds = load_dataset(args.data_dir)
-        other = read_comparison(args.compare, ds.index["name"]) if args.compare else None
+        other = read_comparison(args.compare, ds.index) if args.compare else None
         models = load_models(args, ds)
     if not ds.index["rows"]["test"]:
         raise InputError(f"{args.data_dir} has no test rows; run amazon_preprocessing.py with a larger --test-fraction")

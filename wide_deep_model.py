@@ -57,8 +57,7 @@ FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("--data-dir", type=Path, default=Path("processed_data"), metavar="DIR")
     add("--checkpoint", type=Path, default=Path("best_wide_deep_model.pt"), metavar="FILE")
     add("--objective", choices=("like", "rating", "ranking"), default="like", help="rating: squared error; ranking: like, and a network for lists")
@@ -89,14 +88,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--accept-worse", action="store_true", help="with --warm-start: write the best epoch even if the earlier model validates better")
     add("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    for name in ("embedding_dim", "hidden", "epochs", "patience", "wide_lr", "deep_lr", "weight_decay", "wide_l1", "batch_size"):
-        least, may_be_0 = np.min(getattr(args, name)), name in ("weight_decay", "wide_l1", "batch_size")
-        if not (0 < least < math.inf or (may_be_0 and least == 0)):  # NaN too
-            parser.error(f"--{name.replace('_', '-')} must be {'at least' if may_be_0 else 'above'} 0")
-    if args.wide_l1 and args.wide_optimizer != "ftrl":
-        parser.error("--wide-l1 needs --wide-optimizer ftrl")
-    if args.checkpoint.name in (LAST, HISTORY):
-        parser.error(f"--checkpoint {args.checkpoint.name} is the name of another file of this script")
+    for name in ("embedding_dim", "hidden", "epochs", "patience", "wide_lr", "deep_lr", "weight_decay", "wide_l1", "batch_size", "seed"):
+        least, may_be_0 = np.min(getattr(args, name)), name in ("weight_decay", "wide_l1", "batch_size", "seed")
+        if not (0 < least < (math.inf if isinstance(least, float) else 2**63) or (may_be_0 and least == 0)):  # NaN too
+            parser.error(f"--{name.replace('_', '-')} must be {'at least' if may_be_0 else 'above'} 0, and not too large")
+    replaced = args.refit and args.warm_start and Path(args.warm_start).resolve() == args.checkpoint.resolve()
+    for wrong, message in ((args.wide_l1 and args.wide_optimizer != "ftrl", "--wide-l1 needs --wide-optimizer ftrl"),
+                           (replaced, "--refit begins with --warm-start anew, but --checkpoint would replace it: name another file"),
+                           (args.checkpoint.name in ("", LAST, HISTORY), f"--checkpoint {args.checkpoint}: no file, or another one of this script")):
+        if wrong:
+            parser.error(message)
     tune_cpu()
     return args
 
@@ -140,8 +141,7 @@ class WideDeep(nn.Module):
         """ids [n, W], [n, C] and values [n, N] (first columns: of the wide part, last: of the deep) -> logit [n]."""
         logit = self.bias.expand(len(deep))
         if self.component != "deep":
-            weights = self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse)  # sooner than as rows
-            logit = logit + weights.view(wide.shape).sum(1)
+            logit = logit + self.wide.weight.squeeze(1).gather(0, (wide + self.wide_offsets).flatten(), sparse_grad=self.wide.sparse).view(wide.shape).sum(1)
             if self.wide_numeric:
                 logit = logit + (numeric[:, : self.wide_numeric] @ self.linear).squeeze(1)
         if self.component != "wide":
@@ -158,10 +158,9 @@ class RowOptimizer:
         self.parameters, self.lr, self.table, self.decay, self.eps, self.start, self.l1, self.steps = [*parameters], lr, table, weight_decay, eps, start, l1, 0
         old, self.parts = self.parameters[0].data if table else nn.utils.parameters_to_vector(self.parameters).data[None], 2 if start and not l1 else 3
         self.rows = old.new_full((len(old), self.parts * old.shape[1]), start)
-        weights, _, *shift = self.rows.chunk(self.parts, 1)
-        weights.copy_(old)
+        weights = self.rows.chunk(self.parts, 1)[0].copy_(old)
         if l1:  # weights that are not 0 begin with the sum of gradients that would have led to them
-            shift[0].copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
+            self.rows.chunk(self.parts, 1)[2].copy_(old).mul_(-(start**0.5) / lr).sub_(old.sign(), alpha=l1)
         for parameter, part in zip(self.parameters, [weights] if table else weights[0].split([p.numel() for p in self.parameters])):
             parameter.data = part.view(parameter.shape)
         self.places = torch.empty(len(old), dtype=torch.int32, device=old.device)  # to work in
@@ -178,8 +177,7 @@ class RowOptimizer:
             if rows.is_cuda:  # in a fixed order, and for every place of an id: no shape depends on the data, so that the CPU never waits
                 gradient = torch.zeros_like(gradient).index_put_((place.long(),), gradient, accumulate=True)[place.long()]
             else:  # in numpy, which finds sooner than nonzero
-                first = place.numpy() == order.numpy()
-                once, again = (torch.from_numpy(np.flatnonzero(found)) for found in (first, ~first))
+                once, again = (torch.from_numpy(np.flatnonzero(found)) for found in (place.numpy() == order.numpy(), place.numpy() != order.numpy()))
                 added = gradient.index_add(0, place.index_select(0, again).long(), gradient.index_select(0, again))
                 ids, gradient = ids.index_select(0, once), added.index_select(0, once)
             rows = self.words.index_select(0, ids).view(rows.dtype).view(-1, rows.shape[1])
@@ -370,12 +368,15 @@ def validate(model: WideDeep, rows: Rows, config: dict) -> dict[str, float]:
     return {"validation_loss": loss} | ({} if math.isnan(area := auc(target, logit)) else {"validation_auc": area})
 
 
-def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame) -> None:
+def warm_start(model: WideDeep, features: Features, config: dict, rows: pd.DataFrame, held: pd.DataFrame) -> None:
     """Begin with all weights of an earlier model (Cheng et al. 2016, section 3.3), of crosses those in rows; what is new begins as its unknown id or cross."""
     path, old = config["warm_start"], load_model(config["warm_start"], "cpu")
     same = ("objective", "component", "wide", "categorical", "wide_numeric", "numeric", "embedding_dim", "hidden", "activation", "batch_norm")
     for name in (name for name in same if old.config[name] != config[name]):
         raise InputError(f"--warm-start {path}: {name} of that model is {old.config[name]}, not {config[name]}; train with the same, or anew")
+    user, item = (ids[held[f"{who}_id"]] for who, ids in zip((USER, ITEM), old.encode(features.tables[USER][USER], features.tables[ITEM][ITEM])))
+    if found := np.count_nonzero(old.likes[user, item].A1 * item):  # item 0 is everybody's
+        raise InputError(f"--warm-start {path}: {found:,} rows that are held out here were training rows of that model; use one that has not seen them")
     codes = stage1.field_codes(rows, features.tables, features.vocabularies)
     known = {name: pd.Series(range(old.features.size(name)), old.features.values(name)).groupby(level=0, sort=False).first() for name in codes}
     position = {name: old_code.reindex(features.values(name), fill_value=0).to_numpy(copy=True) for name, old_code in known.items()}
@@ -552,9 +553,8 @@ class Run:
         """Train one model: with early stopping on the validation rows, or (refit) for the epochs that this chose."""
         def describe(record: dict) -> str:
             return ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in record.items() if n.startswith(("train_", "validation_")))
-        name = f"{component} refit" if refit else component
-        path = self.args.checkpoint if component == self.args.component else self.args.checkpoint.with_suffix(f".{component}.pt")
         args, config, ds = self.args, self.config | {"component": component, "refit": refit}, stage1.with_validation(self.ds) if refit else self.ds
+        name, path = component + " refit" * refit, args.checkpoint if component == args.component else args.checkpoint.with_suffix(f".{component}.pt")
         known = ds.reviews[ds.reviews["split"].isin(["train", "validation"][: 1 + refit])]
         features = self.features[refit] = self.features.get(refit) or fit_inputs(ds, known, config)
         served = {  # all of the checkpoint but the weights: tensors and builtins only, so torch.load(weights_only=True) opens it
@@ -575,9 +575,8 @@ class Run:
             with opened(self.last, "start without --resume") as saved:
                 training.load_state_dict(saved["training"])
         elif args.warm_start and component == args.component:
-            warm_start(training.model, features, config, known)
-            training.optimizers = make_optimizers(training.model, args)
-            training.start = validate(training.model, validation, config)
+            warm_start(training.model, features, config, known, ds.reviews.drop(known.index))
+            training.optimizers, training.start = make_optimizers(training.model, args), validate(training.model, validation, config)
             print(f"{name} starts from {args.warm_start}: " + describe(training.start))
         goal = quality(training.start) if training.start and not args.accept_worse else -math.inf
         history, epochs = self.histories.setdefault(name, []), max(self.histories[component], key=quality)["epoch"] if refit else args.epochs
@@ -585,8 +584,7 @@ class Run:
             number, started = len(history) + 1, time.perf_counter()
             with tqdm(total=len(known), desc=f"{name} epoch {number}/{epochs}", unit=" rows", unit_scale=True, disable=RANK > 0 or None, leave=False) as bar:
                 loss = training.run_epoch(train, bar)
-            seconds = time.perf_counter() - started
-            metrics = {} if refit else validate(training.kept, validation, config)
+            seconds, metrics = time.perf_counter() - started, {} if refit else validate(training.kept, validation, config)
             if not math.isfinite(loss + metrics.get("validation_loss", 0)):
                 raise InputError(f"the loss of {name} became NaN in epoch {number}; the last good checkpoint is kept; lower --deep-lr or --wide-lr")
             memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -704,7 +702,7 @@ class Recommender:
         for who, table in tables.items():  # a wrong code would find a neighbour's row
             stage1.require_codes(table, {name: self.features.size(name) for name in self.features.vocabularies["categories"][who]})
         self.seen, self.likes, self.pairs = map(unpack_matrix, (saved["seen"], saved["lists"]["likes"], saved["lists"]["pairs"]), (by_user, by_user, by_item))
-        self.user_index, self.item_index = pd.Index(self.users["user"]), pd.Index(self.items["item"])
+        self.user_index, self.item_index = (pd.Index(ids.where(ids.index > 0)) for ids in (self.users["user"], self.items["item"]))  # row 0 is no raw id
         self.predict([""], [""]), self.recommend(""), self.recommend(history={self.items["item"].iloc[-1]: 0})  # damage that only shows in use shows here
 
     @property
@@ -734,7 +732,8 @@ class Recommender:
         rank, item, title, score and its parts. Those of the history only with `keep_seen`."""
         row, seen = (of_users[self.encode([user], [])[0]] for of_users in (self.likes, self.seen))
         if history is not None:
-            ratings = dict(history) if hasattr(history, "keys") else dict.fromkeys([history] if isinstance(history, str) else history, math.inf)
+            rated = hasattr(history, "keys") and getattr(history, "dtype", None) not in ("str", object)  # a Series of texts is raw ids
+            ratings = dict(history) if rated else dict.fromkeys([history] if isinstance(history, str) else history, math.inf)
             rows = pd.DataFrame({"user_id": 0, "item_id": self.encode([], ratings)[1], "rating": pd.Series(ratings.values(), dtype=float)})
             rows = rows.assign(label=rows["rating"] >= self.dataset["positive_threshold"]).query("item_id > 0 and rating == rating").drop_duplicates("item_id")
             row = seen = histories(rows, self.grade, (1, len(self.items)), self.dataset)
@@ -751,7 +750,8 @@ class Recommender:
         what holds for anybody, and the network, summing to the list's score; "wide" and "deep": the logit, the wide part by feature."""
         user_id, item_id = self.encode([user], [item])
         *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
-        found = [("list", self.items["title"][i] if i else "anybody", v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
+        named = {i: next(filter(pd.notna, self.items.loc[i, ["title", "item"]])) if i else "anybody" for i in self.likes[user_id].indices}
+        found = [("list", named[i], v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
         wide = {"bias": self.model.bias.item()}
         if self.config["component"] != "deep":

@@ -3,6 +3,7 @@
 import json
 import struct
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -348,6 +349,33 @@ def test_ablations_compare_and_the_warning(run, data, tmp_path, capsys):
     second, picture = run("--bootstrap", 0, "--compare", other, ds=leaky, picture=True)
     assert "contain what is to be predicted" in second["protocol"]["warning"] and second["protocol"]["warning"] in capsys.readouterr().out
     assert picture.stat().st_size > 10_000
+    with pytest.raises(InputError, match=r"--compare .*honest features; it takes these test rows with other --features"):
+        run("--bootstrap", 0, "--compare", other)
+    other_split = Dataset(None, {**leaky.index, "split": "per-user"}, ds.reviews, ds.users, ds.items, {})
+    with pytest.raises(InputError, match=r"--compare .*with other --features"):
+        run("--bootstrap", 0, "--compare", other, ds=other_split)
+
+
+def test_a_list_of_one_item_has_no_diversity_and_takes_none_from_others(run, monkeypatch):
+    drawn, original = [], me.diversity_at_k
+
+    def of_lists(lists, train):
+        drawn.append(original(lists, train))
+        drawn[0][0] = np.nan  # as of a user who has one candidate
+        return drawn[0]
+
+    monkeypatch.setattr(me, "diversity_at_k", of_lists)
+    found = run("--bootstrap", 20, "--k", 5, "--baselines", "popularity")[0]
+    of_model = drawn[0][: len(drawn[0]) // len(found["models"]), 4]
+    assert found["models"]["wide_deep"]["catalogue"]["diversity@5"] == pytest.approx(np.nanmean(of_model))
+    assert "catalogue.diversity@5" in found["intervals"]["wide_deep"]
+
+
+def test_ratings_that_agree_in_six_digits_have_errors_of_their_own():
+    rating = np.array([1_000_000.0, 1_000_001.0, 1_000_001.0, 3.5])
+    rows = SimpleNamespace(rating=rating, error=lambda score: score - rating)
+    found = me.errors_by_rating(SimpleNamespace(score=rating + np.array([1, 2, 4, 0])), rows)
+    assert {name: (told["rows"], told["bias"]) for name, told in found.items()} == {"1000000": (1, 1.0), "1000001": (2, 3.0), "3.5": (1, 0.0)}
 
 
 @pytest.mark.parametrize(("flags", "says"), [
@@ -359,7 +387,8 @@ def test_bad_flags_are_one_line(run, flags, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-ELSEWHERE = {"models": {"wide_deep": {"ratings": {"auc": 0.5}}}, "dataset": {"name": "elsewhere"}, "protocol": {"features": "honest"}}
+ELSEWHERE = {"models": {"wide_deep": {"ratings": {"auc": 0.5}}}, "dataset": {"name": "elsewhere", "test_rows": 9},
+             "protocol": {"features": "honest", "split": "time"}}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": {}}', '{"models": {"wide_deep": {"ratings": {"auc": "x"}}}}', "\x00\xff",
@@ -370,6 +399,12 @@ def test_malformed_comparison_is_refused_before_any_work(run, tmp_path, text):
     with pytest.raises(InputError, match="--compare"):
         run("--compare", path)
     assert [p.name for p in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_ablations_of_another_training_are_refused(run, data):
+    models = {"best.pt": KnownModel(data[1], objective="rating"), "best.wide.pt": KnownModel(data[1])}
+    with pytest.raises(InputError, match=r"best\.wide\.pt was trained with another objective than .*best\.pt; run: python wide_deep_model.py .*--ablations"):
+        run(models=models)
 
 
 @pytest.mark.parametrize("stale", ["best.pt", "best.deep.pt"])

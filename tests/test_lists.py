@@ -221,6 +221,22 @@ def test_lists_find_what_goes_together():
         assert score.argmax() == (item - 1 ^ 1) + 1
 
 
+def test_raw_ids_may_look_like_anything_and_name_what_has_no_title(tmp_path):
+    """Like our word for the unknown, or like numbers, which a Series of raw ids is not taken for."""
+    log = random_log(600, 30, 20)
+    log["item"] = log["item"].map(lambda item: "<unknown>" if item == 3 else str(item))
+    log.to_csv(tmp_path / "log.csv", index=False)
+    columns = "user=user,item=item,rating=rating,timestamp=timestamp"
+    stage1.main(["--input", str(tmp_path / "log.csv"), "--columns", columns, "--min-core", "1", "--output-dir", str(tmp_path / "d")])
+    model = stage2.load_model(run(tmp_path, tmp_path / "d", "--epochs", "1"), "cpu")
+    ids = [*model.items["item"][1:]]
+    assert "<unknown>" in ids and [model.encode([], [item])[1][0] for item in ids] == [*range(1, len(ids) + 1)]
+    assert model.recommend(history=pd.Series(["4", "5"])).equals(model.recommend(history=["4", "5"]))
+    user = model.users["user"][int(np.diff(model.likes.indptr).argmax())]
+    found = model.explain(user, "4").query("of == 'list'")["feature"]
+    assert {*found} - {"anybody"} <= {*ids} and found.is_unique and len(found) > 5
+
+
 @pytest.mark.parametrize("component", ["wide-deep", "wide", "deep"])
 def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
     folder, ds = shop

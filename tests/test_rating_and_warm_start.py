@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def shops(tmp_path_factory):
     for rows in (1200, 2000):
         folder = tmp_path_factory.mktemp(f"rows{rows}")
         meta = write_metadata(folder / "meta.json", 60 if rows == 1200 else 180)
-        ds = preprocess(folder, log[:rows], "--metadata", str(meta), "--min-core", "1", "--split", "random")
+        ds = preprocess(folder, log[:rows], "--metadata", str(meta), "--min-core", "1")
         found.append((folder / "processed_data", ds))
     assert len(found[1][1].users) > len(found[0][1].users) and len(found[1][1].items) > len(found[0][1].items)
     return found
@@ -104,7 +105,7 @@ def test_a_warm_start_keeps_what_was_learned_of_every_old_id_value_and_cross(sho
     features = stage2.fit_inputs(ds, ds.rows("train"), config)
     training, old = stage2.Training(args, config, features, 0.8), stage2.load_model(earlier, "cpu")
     train_rows = ds.reviews[ds.reviews["split"] == "train"]
-    stage2.warm_start(training.model, features, config, train_rows)
+    stage2.warm_start(training.model, features, config, train_rows, ds.reviews.drop(train_rows.index))
     new_table, old_table = training.model.embedding.weight, old.model.embedding.weight
     kept = added = 0
     for field, name in enumerate(features.categorical):
@@ -136,6 +137,27 @@ def test_training_goes_on_from_the_weights_of_a_warm_start(shops, earlier, tmp_p
     run(tmp_path, shops[1][0], "--warm-start", str(earlier), "--epochs", "1", "--accept-worse", "--wide-lr", "1e-9", "--deep-lr", "1e-9")
     start, after, *_ = re.findall(r"validation auc ([0-9.]+)", capsys.readouterr().out)
     assert start == after and float(start) > 0.51
+
+
+def test_a_warm_start_has_not_seen_what_is_held_out(shops, earlier, tmp_path):
+    """The same log, split another way: rows that the earlier model was trained on would validate and test it."""
+    ds = shops[0][1]
+    log = ds.reviews[["rating", "timestamp"]].assign(user=ds.users["user"].to_numpy()[ds.reviews["user_id"]])
+    log["item"] = ds.items["item"].to_numpy()[ds.reviews["item_id"]]
+    log.to_csv(tmp_path / "log.csv", index=False)
+    columns = "user=user,item=item,rating=rating,timestamp=timestamp"
+    stage1.main(["--input", str(tmp_path / "log.csv"), "--columns", columns, "--min-core", "1", "--split", "random", "--output-dir", str(tmp_path / "d")])
+    other = stage1.load_dataset(tmp_path / "d")
+    pairs = [set(zip(d.users["user"].to_numpy()[r["user_id"]], d.items["item"].to_numpy()[r["item_id"]])) for d, r in (
+        (ds, ds.reviews[ds.reviews["split"] == "train"]), (other, other.reviews[other.reviews["split"] != "train"]))]
+    train, config = other.reviews[other.reviews["split"] == "train"], stage2.load_model(earlier, "cpu").config | {"warm_start": str(earlier)}
+    with pytest.raises(InputError, match=f": {len(pairs[0] & pairs[1])} rows that are held out here were training rows of that model"):
+        stage2.warm_start(None, SimpleNamespace(tables=other.tables), config, train, other.reviews.drop(train.index))
+
+
+def test_a_refit_begins_with_the_same_warm_start(earlier):
+    with pytest.raises(InputError, match="name another file"):
+        stage2.parse_args(["--warm-start", str(earlier), "--checkpoint", str(earlier.parent / "." / earlier.name), "--refit"])
 
 
 def test_a_warm_start_that_only_gets_worse_writes_nothing_unless_told_to(shops, earlier, tmp_path):
