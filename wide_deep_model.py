@@ -469,7 +469,7 @@ def fit_taste(history: csr_matrix, pairs: Pairs, knobs: tuple | None, held: csr_
     others = [p.tocsc() if issparse(p) else p for p in (fit_pairs(history[fold != f], *knobs[:2]) if knobs else pairs for f in range(FOLDS))]  # undivided
     users, weight = np.flatnonzero(rated), np.maximum(rated, 1) ** USER_POWER
     size = 2 ** int(np.clip(round(math.log2(len(users) / 50)), 5, 7))  # users of a step
-    taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / len(users))
+    taste, passes = Taste(history.sum(axis=0).A1).to(args.device), math.ceil(ROUND_STEPS * size / max(len(users), size * FOLDS))  # a pass has a step a fold
     mean = torch.optim.swa_utils.AveragedModel(taste, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.96))  # updated every tenth step: 0.996 a step
     parts = ([taste.liked.weight], True), ([taste.item.weight], True), ([*taste.hidden.parameters(), taste.scale], False)
     optimizers = [RowOptimizer(parameters, 1e-3, table, TASTE_DECAY) for parameters, table in parts]
