@@ -45,7 +45,7 @@ TEXTS = ("title", "category", "brand")  # of the items, in every data set
 MULTI_HOT = 64  # of a field with several values (genres), the most frequent get a column each
 EXACT_PAIRS = 2_000_000  # a cross with more distinct training pairs is hashed: a sorted table of 16 MB is still cheap
 RATING_BUCKETS, QUANTILES = 10, 101  # of a damped average, where bucket 0 is "no earlier rating"; knots of a numeric feature's distribution function
-DAMPING, RATING_BARS = 5.0, 30  # an average counts as if this many ratings at the training mean came first; a plot with more ratings is of ranges
+DAMPING = 5.0  # an average counts as if this many ratings at the training mean came first
 BLOCK, SAMPLE = 262_144, 2_000_000  # rows, about, that get features at a time, and of a row group; training rows, at most, that scales are fitted on
 THIN = ("user_id", "item_id", RATING, TIMESTAMP, "label", "split")  # columns of all rows that are read where others do not fit into memory
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, for each of its workers
@@ -726,7 +726,7 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
     figure, ((ratings, of_users, of_items), (activity, likes, cold)) = plt.subplots(2, 3, figsize=(16, 9), gridspec_kw=margins)
     figure.suptitle(f"{name}: {len(rows):,} ratings, {len(users) - 1:,} users, {len(items) - 1:,} items", fontsize=15, parse_math=False)
     split, shares = rows["split"].to_numpy(), {}
-    share = rows[RATING].value_counts(normalize=True, bins=10 if (many := rows[RATING].nunique() > RATING_BARS) else None).sort_index().mul(100)
+    share = rows[RATING].value_counts(normalize=True, bins=10 if (many := rows[RATING].nunique() > 30) else None).sort_index().mul(100)
     share.rename(lambda rating: f"{'≤' * many}{getattr(rating, 'right', rating):.3g}").plot.bar(ax=ratings, title="Ratings", ylabel="% of rows", rot=0)
     for axis, who, table in ((of_users, "user", users), (of_items, "item", items)):
         counts = np.sort(np.bincount(rows[f"{who}_id"])[1:])[::-1]

@@ -603,18 +603,18 @@ def draw_roc(ax, report: dict, results: dict[str, Result], rows: TestRows) -> No
 
 def draw_calibration(ax, result: Result, rows: TestRows) -> None:
     if result.kind == "logit":
-        low, high, predicted, true = 0, 1, expit(np.asarray(result.score, float)), rows.label
+        low, span, predicted, true = 0, 1, expit(np.asarray(result.score, float)), rows.label
         ax.set(title=f"Calibration, ECE {result.metrics['ratings.ece']:.3f}", xlabel="predicted P(like); grey: number of rows", ylabel="share liked")
     else:
-        (low, high), predicted, true = rows.rating_range, np.clip(result.score, *rows.rating_range), np.clip(rows.rating, *rows.rating_range)
+        low, span, predicted, true = rows.rating_range[0], np.ptp(rows.rating_range) or 1, *np.clip([result.score, rows.rating], *rows.rating_range)
         ax.set(title="Calibration", xlabel="predicted rating; grey: number of rows", ylabel="mean rating")
-    count, *lines = reliability((true - low) / (high - low), (predicted - low) / (high - low))
-    mean, observed = (low + (high - low) * line for line in lines)
-    full, width = count >= max(5, 0.002 * count.sum()), (high - low) / len(count)
-    ax.bar(low + width * np.arange(len(count)), (high - low) * 0.25 * count / count.max(), 0.92 * width, bottom=low, align="edge", color=PALE)
+    count, *lines = reliability((true - low) / span, (predicted - low) / span)
+    mean, observed = (low + span * line for line in lines)
+    full, width = count >= max(5, 0.002 * count.sum()), span / len(count)
+    ax.bar(low + width * np.arange(len(count)), span * 0.25 * count / count.max(), 0.92 * width, bottom=low, align="edge", color=PALE)
     ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2)
-    ax.plot([low, high], [low, high], ":", color=INK, lw=1)
-    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.plot([low, low + span], [low, low + span], ":", color=INK, lw=1)
+    ax.set(xlim=(low, low + span), ylim=(low, low + span))
 
 
 def draw_lines(ax, table: pd.DataFrame, style: str = "o-", **labels) -> None:

@@ -371,6 +371,13 @@ def test_a_list_of_one_item_has_no_diversity_and_takes_none_from_others(run, mon
     assert "catalogue.diversity@5" in found["intervals"]["wide_deep"]
 
 
+def test_calibration_is_drawn_where_all_training_ratings_are_equal():
+    axis, rating = me.Figure().subplots(), np.full(40, 5.0)
+    rows = SimpleNamespace(rating_range=(5.0, 5.0), rating=rating)
+    me.draw_calibration(axis, SimpleNamespace(kind="rating", score=np.linspace(4, 6, 40)), rows)
+    assert axis.get_xlim() == (5, 6)
+
+
 def test_ratings_that_agree_in_six_digits_have_errors_of_their_own():
     rating = np.array([1_000_000.0, 1_000_001.0, 1_000_001.0, 3.5])
     rows = SimpleNamespace(rating=rating, error=lambda score: score - rating)

@@ -155,6 +155,23 @@ def test_a_warm_start_has_not_seen_what_is_held_out(shops, earlier, tmp_path):
         stage2.warm_start(None, SimpleNamespace(tables=other.tables), config, train, other.reviews.drop(train.index))
 
 
+@pytest.mark.parametrize("flags", [["--seed", "-1"], ["--seed", "9" * 20], ["--batch-size", "9" * 20], ["--wide-lr", "inf"], ["--checkpoint", "."]])
+def test_seeds_sizes_and_names_that_cannot_be(flags):
+    with pytest.raises(InputError, match=flags[0]):
+        stage2.parse_args(flags)
+
+
+def test_a_round_of_lists_of_few_users_has_about_a_hundred_steps(monkeypatch):
+    """Three users are in folds of their own, each a step of every pass."""
+    steps, original, rows = [], stage2.list_loss, np.arange(4)
+    monkeypatch.setattr(stage2, "list_loss", lambda *parts: steps.append(1) or original(*parts))
+    dense = np.ones((4, 6), np.float32)
+    dense[0, 1:] = 0
+    history, args = stage2.csr_matrix(dense), SimpleNamespace(seed=1, device="cpu")
+    stage2.fit_taste(history, np.zeros((6, 6), np.float32), None, history[rows] - history[rows], (1, 1.0), args)
+    assert 50 <= len(steps) <= 2 * stage2.ROUND_STEPS
+
+
 def test_a_refit_begins_with_the_same_warm_start(earlier):
     with pytest.raises(InputError, match="name another file"):
         stage2.parse_args(["--warm-start", str(earlier), "--checkpoint", str(earlier.parent / "." / earlier.name), "--refit"])
