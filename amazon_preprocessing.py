@@ -53,7 +53,6 @@ ROW_BYTES, REJECTED_SHOWN = 500, 1_000  # memory of a row while it is read, enco
 DATA = REVIEWS, USERS, ITEMS, VOCABULARIES = "processed_reviews.parquet", "users.parquet", "items.parquet", "vocabularies.pkl"  # for the later stages
 REJECTED, EXPLORATION, INDEX = "rejected_rows.jsonl", "exploration.png", "dataset.json"
 INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", "features", "positive_threshold", "rating_range", "last_training_timestamp")
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +73,9 @@ def run_script(main: Callable[[], None]) -> int:
     try:
         main()
         return 0
-    except (InputError, OSError, MemoryError) as error:  # OSError: full disk, no permission
+    except (InputError, OSError, MemoryError, RuntimeError) as error:  # OSError: full disk, no permission
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # what torch says where there is none left, on the CPU or a GPU
+            raise
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,8 +90,7 @@ def fraction(text: str) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    add = (parser := Parser(__doc__)).add_argument
     add("--dataset", choices=("demo", *FORMATS), help="format of --input; demo when there is none")
     add("--input", type=Path, nargs="+", metavar="PATH", help="files of ratings or reviews, gzip or plain; of movielens and anime also their folder")
     add("--metadata", type=Path, metavar="PATH", help="Amazon product metadata; movielens, anime: folder of the attributes, if not that of --input")

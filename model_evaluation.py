@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args.k = sorted(set(args.k))
     if args.k[0] < 1 or min(args.ranking_users, args.bootstrap, args.seed) < 0:
         parser.error("--k takes whole numbers from 1 on; --ranking-users, --bootstrap and --seed from 0 on")
-    for flag, path in (("--metrics", args.metrics), ("--plot", args.plot)):
+    for flag, path in (("--metrics", args.metrics), ("--plot", args.plot), ("--checkpoint", args.checkpoint)):
         if not path.absolute().parent.is_dir() or path.is_dir():
             raise InputError(f"{flag} {path}: not a file in an existing folder; create the folder or name another file")
     return args

@@ -95,7 +95,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     replaced = args.refit and args.warm_start and Path(args.warm_start).resolve() == args.checkpoint.resolve()
     for wrong, message in ((args.wide_l1 and args.wide_optimizer != "ftrl", "--wide-l1 needs --wide-optimizer ftrl"),
                            (replaced, "--refit begins with --warm-start anew, but --checkpoint would replace it: name another file"),
-                           (args.checkpoint.name in ("", LAST, HISTORY), f"--checkpoint {args.checkpoint}: no file, or another one of this script")):
+                           (args.checkpoint.name in (LAST, HISTORY) or args.checkpoint.is_dir(), f"--checkpoint {args.checkpoint}: a folder or a taken name")):
         if wrong:
             parser.error(message)
     tune_cpu()

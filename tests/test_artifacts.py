@@ -638,6 +638,17 @@ def test_a_run_that_is_interrupted_says_what_is_left(monkeypatch, capsys):
     assert stage1.run_script(interrupted) == 130 and "finished files are kept" in capsys.readouterr().err
 
 
+def test_torch_without_memory_is_one_line_and_its_other_errors_are_not_hidden(capsys):
+    assert "can't allocate memory" in fails_in_one_line(capsys, lambda _: torch.empty(1 << 60, dtype=torch.uint8), [])
+
+    def out_of_memory(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")  # as torch says it
+
+    assert "CUDA out of memory" in fails_in_one_line(capsys, out_of_memory, [])
+    with pytest.raises(RuntimeError, match="size"):
+        stage1.run_script(lambda: torch.zeros(2) @ torch.zeros(3))
+
+
 def test_lines_of_an_empty_log(tmp_path):
     path = write_log(tmp_path / "log.json", random_log(50, 50, 40))
     with pytest.raises(InputError, match="5-core is empty"):

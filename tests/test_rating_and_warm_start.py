@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import amazon_preprocessing as stage1
+import model_evaluation as stage3
 import wide_deep_model as stage2
 from readers import InputError
 from tests.conftest import preprocess, random_log, write_metadata
@@ -159,6 +160,13 @@ def test_a_warm_start_has_not_seen_what_is_held_out(shops, earlier, tmp_path):
 def test_seeds_sizes_and_names_that_cannot_be(flags):
     with pytest.raises(InputError, match=flags[0]):
         stage2.parse_args(flags)
+
+
+@pytest.mark.parametrize("parse_args", [stage2.parse_args, stage3.parse_args])
+def test_a_checkpoint_that_is_a_folder_is_refused_before_any_work(tmp_path, parse_args):
+    for folder in (tmp_path, "."):
+        with pytest.raises(InputError, match=f"--checkpoint {folder}: "):
+            parse_args(["--checkpoint", str(folder)])
 
 
 def test_a_round_of_lists_of_few_users_has_about_a_hundred_steps(monkeypatch):
