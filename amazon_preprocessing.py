@@ -57,7 +57,6 @@ INDEX_KEYS = ("rows", "users", "items", "fingerprint", "name", "split", "seed", 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose --help prints every default."""
-
     def __init__(self, doc: str) -> None:
         super().__init__(description=doc, formatter_class=type("Help", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {}))
 
@@ -204,7 +203,6 @@ def rank_within(groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- point-in-time features
 class History:
     """What earlier *counted* rows (training) tell of every key. Blocks of rows come in the order of their moments; rows of one moment share a block."""
-
     def __init__(self, size: int, timed: bool = False) -> None:
         self.count, self.totals = np.zeros(size, np.int32), {}
         self.last, self.first = (np.full(size if timed else 0, np.nan) for _ in range(2))
@@ -396,7 +394,6 @@ def field_codes(frame: pd.DataFrame, tables: dict[str, pd.DataFrame], vocabulari
 class Features:
     """Turns rows into the model's inputs: the tables, vocabularies and names of the features, nothing learned.
     One object serves training, evaluation and a candidate scored years later, so they cannot disagree."""
-
     def __init__(self, tables: dict[str, pd.DataFrame], vocabularies: dict, config: dict) -> None:
         self.tables, self.vocabularies = tables, vocabularies
         self.wide, self.categorical, wide_numeric, numeric = (config[n] for n in ("wide", "categorical", "wide_numeric", "numeric"))
@@ -586,7 +583,6 @@ def write_index(path: Path, index: dict) -> None:
 
 class BuiltinsOnly(pickle.Unpickler):
     """Opens plain dicts, lists, strings and numbers; any other object needs a global, and every global is refused."""
-
     def find_class(self, module: str, name: str) -> None:
         raise pickle.UnpicklingError(f"asks for {module}.{name}")
 
@@ -594,7 +590,6 @@ class BuiltinsOnly(pickle.Unpickler):
 @dataclass
 class Dataset:
     """Stage 1's artifacts, verified. reviews: rows in file order (train, validation, test); users, items: row == encoded id."""
-
     folder: Path
     index: dict
     reviews: pd.DataFrame
@@ -738,10 +733,11 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         pd.DataFrame(shares, SPLITS)[1:].plot.bar(ax=cold, rot=0, title="Rows of users and items without a training row", xlabel="split", ylabel="% of rows")
     for axis in (ratings, cold):
         axis.margins(y=0.12)
+        axis.set_ylim(0, max(axis.get_ylim()[1], 1))  # not below 0 where all bars are 0
         for bars in axis.containers:
             axis.bar_label(bars, fmt="%.1f")
     if rows[TIMESTAMP].isna().any():
-        activity.set_title("no timestamps, so no activity over time")
+        activity.set(title="No timestamps, so no activity over time", xticks=[], yticks=[])
         likes.set_axis_off()
     else:
         day = (rows[TIMESTAMP].to_numpy() // DAY_S).astype(np.int32)

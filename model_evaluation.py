@@ -29,7 +29,6 @@ import pandas as pd
 import torch
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, ItemItemRecommender
-from implicit.utils import ParameterWarning
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
 from scipy.special import expit
@@ -37,9 +36,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from amazon_preprocessing import Dataset, InputError, Parser, load_dataset, rank_within, replace_files, run_script, with_validation
-from wide_deep_model import auc, histories, interactions, load_model
+from wide_deep_model import HISTORY, auc, histories, interactions, load_model
 
-# ----------------------------------------------------------------------------------------------------------------------
 BASELINES = ("popularity", "global_mean", "mean_bias", "item_knn", "als", "wide_only", "deep_only")
 DAMPING_GRID = [(user, item) for user in (1, 4, 16, 64) for item in (1, 4, 16, 64)]  # mean_bias: rows at the mean added to each user, item
 KNN_GRID = [("cosine", 50), ("cosine", 200), ("bm25", 50), ("bm25", 200)]  # similarity, neighbours kept per item
@@ -50,7 +48,7 @@ ALS_FACTORS, ALS_TRIAL_STEPS, ALS_STEPS = 64, 4, 12  # trial steps while choosin
 CHOICE_USERS = 500  # validation users on whom item_knn and als choose by catalogue NDCG@10
 BLOCK_USERS = 100  # users whose scores of the whole catalogue are held at once
 BOOTSTRAP_THRESHOLDS = 10_000  # beyond as many distinct scores, neighbours are one for the intervals: moves an AUC by far less than 1e-5
-DIVERSITY_WORK = 2e8  # products of co-rating counts that intra-list diversity may cost (Electronics needs 2e7)
+DIVERSITY_WORK, DIVERSITY_K = 2e8, 100  # products of co-rating counts that it may cost (Electronics needs 2e7); of longer lists it is absent
 DENSE_ITEMS = 8_000  # similarities of as many items are looked up in a dense table, twenty times faster and at most 256 MB
 HEAD_SHARE, LATENCY_CALLS, CALIBRATION_BINS = 0.8, 100, 15  # head items: the fewest that together hold this share of the training rows
 
@@ -74,9 +72,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args.k = sorted(set(args.k))
     if args.k[0] < 1 or min(args.ranking_users, args.bootstrap, args.seed) < 0:
         parser.error("--k takes whole numbers from 1 on; --ranking-users, --bootstrap and --seed from 0 on")
-    for flag, path in (("--metrics", args.metrics), ("--plot", args.plot), ("--checkpoint", args.checkpoint)):
-        if not path.absolute().parent.is_dir() or path.is_dir():
-            raise InputError(f"{flag} {path}: not a file in an existing folder; create the folder or name another file")
+    files = {"--metrics": args.metrics, "--plot": args.plot, "--checkpoint": args.checkpoint}
+    for flag, path in files.items():
+        if not path.absolute().parent.is_dir() or path.is_dir() or len({file.resolve() for file in files.values()}) < len(files):
+            raise InputError(f"{flag} {path}: not a file of its own in an existing folder; create the folder or name another file")
     return args
 
 
@@ -205,7 +204,8 @@ def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
     cosine, inside = csr_matrix(column.T @ column).sorted_indices(), inside.reshape(lists.shape)
     cosine = cosine.toarray() if len(distinct) <= DENSE_ITEMS else cosine
     new = np.zeros(lists.shape)  # sum of an item's cosines with the items before it
-    for earlier, later in combinations(range(lists.shape[1]), 2):
+    new[:, DIVERSITY_K:] = np.nan  # it takes a step for every pair of places
+    for earlier, later in combinations(range(min(lists.shape[1], DIVERSITY_K)), 2):
         new[:, later] += np.asarray(cosine[inside[:, earlier], inside[:, later]]).ravel()
     listed = np.cumsum(lists >= 0, axis=1)
     pairs = listed * (listed - 1) / 2
@@ -214,7 +214,6 @@ def diversity_at_k(lists: np.ndarray, raters: csr_matrix) -> np.ndarray:
 
 class Catalogue:
     """Rank every kept item not seen, for n_users users (0 = all) of those with a relevant one. relevant, seen: [users + 1, items + 1]."""
-
     def __init__(self, relevant: csr_matrix, seen: csr_matrix, n_users: int, rng: np.random.Generator) -> None:
         users = np.flatnonzero(np.diff(relevant.indptr))
         self.users = np.sort(rng.choice(users, n_users, replace=False)) if 0 < n_users < len(users) else users  # codes
@@ -240,7 +239,8 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 
     def under(counts: np.ndarray) -> dict[str, np.ndarray]:
         total, taken = (counts[:, users] @ part.astype(counts.dtype) for part in (weighted, weight))
-        mean = np.where(taken > 0, total.T / np.maximum(taken, 1e-9), np.nan)
+        several = len(counts) == 1 or np.count_nonzero(weight) > 1  # one user alone has a mean, but tells nothing of its interval
+        mean = np.where((taken > 0) & several, total.T / np.maximum(taken, 1e-9), np.nan)
         return {name: np.sqrt(m) if name.endswith("rmse") else m for name, m in zip(values, mean)}
 
     return under
@@ -357,7 +357,7 @@ def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.r
            "als": lambda: tuned(ALS_GRID, partial(als, seed=seed))}
     names = [name for name in fit if name in names and (of_ratings or name != "global_mean")]  # which orders nothing
     with threadpool_limits(1, "blas"), warnings.catch_warnings():  # implicit runs threads of its own; those of BLAS would collide with them
-        warnings.simplefilter("ignore", ParameterWarning)  # it remarks on its own conversions
+        warnings.simplefilter("ignore")  # it remarks on its own conversions, and on logs without a like
         return {name: fit[name]() for name in tqdm(names, desc="baselines", disable=None, leave=False)}
 
 
@@ -551,7 +551,7 @@ def print_table(report: dict) -> None:
         table = pd.DataFrame.from_dict(rows, orient="index")
         print(table.to_string(na_rep="-", float_format=number.format, formatters={"interval": "[{0[0]:+.4f}, {0[1]:+.4f}]".format}) + "\n")
     print(f"recommend: p50 {t['p50']:.1f}, p95 {t['p95']:.1f}, p99 {t['p99']:.1f} ms over {t['catalogue_items']:,} items on {t['threads']} threads; "
-          f"{report['lists_memory']:.0%} of the scores of what is recommended is memory; evaluation {report['seconds']['total']:.1f} s")
+          f"the wide part makes {report['lists_memory']:.0%} of their scores; evaluation {report['seconds']['total']:.1f} s")
 
 
 # ---------------------------------------------------------------------------------------------------------- results.png
@@ -612,7 +612,7 @@ def draw_calibration(ax, result: Result, rows: TestRows) -> None:
     mean, observed = (low + span * line for line in lines)
     full, width = count >= max(5, 0.002 * count.sum()), span / len(count)
     ax.bar(low + width * np.arange(len(count)), span * 0.25 * count / count.max(), 0.92 * width, bottom=low, align="edge", color=PALE)
-    ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2)
+    ax.plot(mean[full], observed[full], "o-", color=BLUE, lw=2.2, clip_on=False)
     ax.plot([low, low + span], [low, low + span], ":", color=INK, lw=1)
     ax.set(xlim=(low, low + span), ylim=(low, low + span))
 
@@ -657,7 +657,7 @@ def draw_tail(ax, results: dict[str, Result], item_count: np.ndarray, k: int) ->
     for part, left, colour in zip(share.index, (share.cumsum() - share).to_numpy(), ("#08306B", "#3B7EBB", "#9CC7E3", "#F0C77A")):
         ax.barh(range(len(counts)), share.loc[part], left=left, color=colour, height=0.72, label=part)
     ax.set_yticks(range(len(counts)), [TITLES.get(name, name) for name in counts])
-    for y, text in enumerate([*(f"{coverage_at_k(lists, n):.1%}" for lists in listed.values()), "listed"], start=2):
+    for y, text in enumerate([*(f"{coverage_at_k(lists, n):.1%}" for lists in listed.values()), "coverage"], start=2):
         ax.text(1.02, y, text, va="center", fontsize=9)
     ax.legend(loc="upper left", ncols=4, labelcolor=INK, fontsize=8, handlelength=0.8, handletextpad=0.3, columnspacing=0.6, borderpad=0)
     ax.set(title="Popularity of what is listed", xlabel=f"share of the places in the top-{k} lists", xlim=(0, 1), ylim=(-0.6, len(counts) + 0.2))
@@ -669,7 +669,7 @@ def draw(report: dict, results: dict, rows: TestRows, history: list[dict], item_
     figure.get_layout_engine().set(w_pad=0.16, h_pad=0.16, rect=(0, 0, 1, 0.885 if "warning" in p else 0.915))
     axes = figure.subplots(2, 4).ravel()
     tasks = {"ratings.rmse": "Predicting ratings", "ratings.auc": "Telling likes from dislikes", f"catalogue.ndcg@{k}": "Choosing from the catalogue"}
-    for ax, full, more in ((axes[0], f"ratings.{metric}", ""), (axes[1], f"catalogue.ndcg@{k}", f"; memory is {report['lists_memory']:.0%} of our scores")):
+    for ax, full, more in ((axes[0], f"ratings.{metric}", ""), (axes[1], f"catalogue.ndcg@{k}", f"; scores: {report['lists_memory']:.0%} wide")):
         limits = {model: of_model[full] for model, of_model in report["intervals"].items() if full in of_model}
         draw_dots(ax, [ranked(report, *full.split("."))], limits, title=tasks[full], xlabel=f"{full.split('.')[1].upper()} with 95 % interval{more}")
     if metric == "rmse":
@@ -748,10 +748,9 @@ def describe(args: Namespace, index: dict, model, scorers: dict[str, Scorer], ro
     """The "dataset" and "protocol" parts of metrics.json."""
     data = {name: index[name] for name in ("name", "users", "items", "positive_rate", "fingerprint")}
     data |= {f"{part}_rows": count for part, count in index["rows"].items()} | {"test_positive_rate": float(rows.label.mean())}
-    protocol = {"split": index["split"], "features": index["features"], "objective": model.config["objective"]}
+    protocol = {"split": index["split"], "features": index["features"], "objective": model.config["objective"], "ranked_users": ranked}
     protocol |= {name: getattr(args, name) for name in ("k", "ranking_users", "relevant", "keep_seen", "bootstrap", "seed")}
-    knobs = {name: s.knobs for name, s in scorers.items() if s.knobs}
-    protocol |= {"ranked_users": ranked, "main_k": 10 if 10 in args.k else args.k[len(args.k) // 2], "baselines": knobs}
+    protocol |= {"main_k": 10 if 10 in args.k else args.k[len(args.k) // 2], "baselines": {name: s.knobs for name, s in scorers.items() if s.knobs}}
     protocol |= {"warning": "Features as published: they contain what is to be predicted"} if index["features"] == "as-published" else {}
     return {"dataset": data, "protocol": protocol}
 
@@ -764,9 +763,8 @@ def main(argv: list[str] | None = None) -> None:
         models = load_models(args, ds)
     if not ds.index["rows"]["test"]:
         raise InputError(f"{args.data_dir} has no test rows; run amazon_preprocessing.py with a larger --test-fraction")
-    if models["wide_deep"].config.get("refit"):
-        ds = with_validation(ds)
     model, draws = models["wide_deep"], np.random.default_rng(args.seed).spawn(4)
+    ds, history = with_validation(ds) if model.config.get("refit") else ds, model.history
     with timed(seconds, "baselines"):
         fitted = fit_baselines(args.baselines, ds, model, args.relevant, draws[0])
     kind, own_lists = "rating" if model.config["objective"] == "rating" else "logit", model.config["objective"] == "ranking"
@@ -783,12 +781,14 @@ def main(argv: list[str] | None = None) -> None:
     report["differences"] = {name: differences(ours, results[name], drawn["wide_deep"], drawn[name]) for name in list(results)[1:]}
     user_count, item_count = (table["train_count"].to_numpy() for table in (ds.users, ds.items))
     report["slices"] = slice_metrics(ours, rows, user_count, item_count)
-    if ours.kind == "rating":
-        report["errors"] = errors_by_rating(ours, rows)
+    report |= {"errors": errors_by_rating(ours, rows)} if ours.kind == "rating" else {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the epochs after the best, which the checkpoint does not know
+        told = json.loads(args.checkpoint.with_name(HISTORY).read_text(encoding="utf-8"))["epochs"]
+        history = told if told[: len(history)] == history else history
     with timed(seconds, "latency"):
         report["latency_ms"], report["lists_memory"] = try_recommend(model, ds, draws[3])
     with timed(seconds, "plot"), matplotlib.rc_context(STYLE):
-        figure = draw(report, results, rows, model.history, item_count, other)
+        figure = draw(report, results, rows, history, item_count, other)
         replace_files({args.plot: lambda path: figure.savefig(path, format="png", dpi=115)})
     report["seconds"] = seconds | {"total": round(time.perf_counter() - begin, 3)}
     replace_files({args.metrics: lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")})

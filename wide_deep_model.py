@@ -18,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,10 +93,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         least, may_be_0 = np.min(getattr(args, name)), name in ("weight_decay", "wide_l1", "batch_size", "seed")
         if not (0 < least < (math.inf if isinstance(least, float) else 2**63) or (may_be_0 and least == 0)):  # NaN too
             parser.error(f"--{name.replace('_', '-')} must be {'at least' if may_be_0 else 'above'} 0, and not too large")
-    replaced = args.refit and args.warm_start and Path(args.warm_start).resolve() == args.checkpoint.resolve()
+    start, other = args.warm_start and Path(args.warm_start), args.checkpoint.exists() and not zipfile.is_zipfile(args.checkpoint)
     for wrong, message in ((args.wide_l1 and args.wide_optimizer != "ftrl", "--wide-l1 needs --wide-optimizer ftrl"),
-                           (replaced, "--refit begins with --warm-start anew, but --checkpoint would replace it: name another file"),
-                           (args.checkpoint.name in (LAST, HISTORY) or args.checkpoint.is_dir(), f"--checkpoint {args.checkpoint}: a folder or a taken name")):
+                           (start and not zipfile.is_zipfile(start), f"--warm-start {start}: missing, or not a checkpoint"),
+                           (start and args.refit and start.resolve() == args.checkpoint.resolve(), "--refit begins with it again: name another --checkpoint"),
+                           (other or args.checkpoint.name in (LAST, HISTORY), f"--checkpoint {args.checkpoint}: not a file to replace; name another")):
         if wrong:
             parser.error(message)
     tune_cpu()
@@ -261,9 +263,8 @@ def similar_items(deviation: csr_matrix) -> csr_matrix:
 
 
 def encode_rows(features: Inputs, rows: pd.DataFrame, device: str, objective: str) -> Rows:
-    encoded = features.encode(rows.assign(**features.similar(rows)) if features.similarities else rows)
-    target = rows["rating" if objective == "rating" else "label"].to_numpy(np.float32)
-    return Rows(*(torch.tensor(a, device=device) for a in (*encoded, target)))  # a copy: pandas may hand out read-only memory
+    encoded = features.encode(rows.assign(**features.similar(rows)) if features.similarities else rows)  # copied below: pandas may lend it read-only
+    return Rows(*(torch.tensor(part, device=device) for part in (*encoded, rows["rating" if objective == "rating" else "label"].to_numpy(np.float32))))
 
 
 class StreamedRows:
@@ -525,8 +526,8 @@ class Run:
     """The phases of one command: the model; with --refit once more on all its rows; with --ablations its parts alone."""
     def __init__(self, args: Namespace, ds: Dataset) -> None:
         self.args, self.ds, self.last = args, ds, args.checkpoint.parent / LAST
-        args.batch_size = args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12))
-        if min(args.batch_size, ds.index["rows"]["train"]) < WORKERS * (1 + args.batch_norm):
+        args.batch_size = min(args.batch_size or 2 ** int(np.clip(round(math.log2(ds.index["rows"]["train"] / 100)), 8, 12)), ds.index["rows"]["train"])
+        if args.batch_size < WORKERS * (1 + args.batch_norm):
             raise InputError(f"--batch-size {args.batch_size} is too small for {WORKERS} processes, or with --batch-norm for one, or training rows are too few")
         args.precision = args.precision.replace("auto", "bfloat16" if args.device == "cuda" or args.batch_size >= BRIEF_BATCH else "float32")
         self.config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "checkpoint", "resume", "ablations")}
@@ -541,7 +542,7 @@ class Run:
                 stage1.require(saved["fingerprint"] == ds.index["fingerprint"], f"not trained on {ds.folder} as it is now")
             for name, value in self.config.items():
                 if old.get(name) != value and (name not in ("epochs", "patience") or len(self.histories) > 1):
-                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change a first model's epochs, patience")
+                    raise InputError(f"--{name.replace('_', '-')} was {old.get(name)} and is {value}; --resume may change epochs, patience of the first model")
 
     def execute(self) -> None:
         components = dict.fromkeys([self.args.component, *("wide", "deep")[: 2 * self.args.ablations]])
@@ -568,8 +569,7 @@ class Run:
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "pandas": pd.__version__, "python": sys.version.split()[0]},
         }
         encode = partial(encode_rows, features, device=args.device, objective=args.objective)
-        train = StreamedRows(ds.blocks("train"), encode, path.parent, args.device) if ds.streamed else encode(known)
-        validation = encode(ds.rows("validation"))
+        train, validation = StreamedRows(ds.blocks("train"), encode, path.parent, args.device) if ds.streamed else encode(known), encode(ds.rows("validation"))
         training = Training(args, config, features, float(known["rating" if args.objective == "rating" else "label"].mean()))
         if name in self.histories:
             with opened(self.last, "start without --resume") as saved:
@@ -671,7 +671,7 @@ def opened(path: Path, remedy: str) -> Iterator[dict]:
     """A checkpoint's content, without running any code of it; InputError with the remedy where it is missing, damaged, hostile, or proves so in the `with`."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        stage1.require(saved["format"] == FORMAT, f"format {saved['format']}, this version reads {FORMAT}")
+        stage1.require(saved["format"] == FORMAT and not zipfile.ZipFile(path).testzip(), f"damaged, or format {saved['format']} and not {FORMAT}")
         yield saved
     except Exception as error:  # the unpickler's own text goes on to recommend that its checks be switched off
         reason = type(error).__name__ + ("" if type(error).__name__ == "UnpicklingError" else f": {str(error)[:200]}")
@@ -710,8 +710,8 @@ class Recommender:
         """Embeddings of the items [n_items + 1, embedding_dim] by encoded id, row 0 unknown; empty for a wide-only model."""
         if "item_id" not in self.config["categorical"] or self.config["component"] == "wide":
             return np.empty((len(self.items), 0), np.float32)
-        start = int(self.model.deep_offsets[self.config["categorical"].index("item_id")])
-        return self.model.embedding.weight[start : start + len(self.items)].detach().cpu().numpy()
+        first = self.model.deep_offsets[self.config["categorical"].index("item_id")]
+        return self.model.embedding.weight[first : first + len(self.items)].detach().cpu().numpy()
 
     def encode(self, users: list[str], items: list[str]) -> list[np.ndarray]:
         """Encoded ids of raw ids, 0 for those never seen."""
@@ -723,8 +723,8 @@ class Recommender:
         return logits(self.model, encode_rows(self.features, rows, self.device, "like"))
 
     def predict(self, users: list[str], items: list[str]) -> np.ndarray:
-        """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed."""
-        logit = self.score_rows(self.features.at_moment(*self.encode(users, items), self.moment))  # ValueError where they are not equally long
+        """P(like), or the rating, float32 [n] of pairs of raw ids in the state at the end of training; unseen ids are allowed. ValueError: not equally many."""
+        logit = self.score_rows(self.features.at_moment(*self.encode(*([raw] if isinstance(raw, str) else raw for raw in (users, items))), self.moment))
         return np.clip(logit, *self.config["rating_range"]) if self.config["objective"] == "rating" else np.exp(-np.logaddexp(0, -logit))
 
     def recommend(self, user: str = "", n: int = 10, keep_seen: bool = False, history: Sequence[str] | dict[str, float] | None = None) -> pd.DataFrame:
@@ -751,7 +751,7 @@ class Recommender:
         user_id, item_id = self.encode([user], [item])
         *inputs, _ = encode_rows(self.features, self.features.at_moment(user_id, item_id, self.moment).assign(label=0), self.device, "like").tensors
         named = {i: next(filter(pd.notna, self.items.loc[i, ["title", "item"]])) if i else "anybody" for i in self.likes[user_id].indices}
-        found = [("list", named[i], v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items()]
+        found = [("list", named[i], v * self.pairs[i, item_id[0]]) for (_, i), v in self.likes[user_id].todok().items() if item_id[0]]
         found += [("list", "network", self.taste(self.likes[user_id])[0, item_id].item())] if self.taste else []
         wide = {"bias": self.model.bias.item()}
         if self.config["component"] != "deep":
@@ -785,13 +785,13 @@ def main(argv: list[str] | None = None) -> None:
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if WORKERS == 1:
         return Run(args, ds).execute()
-    if args.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
     sys.stdout = None if RANK else sys.stdout  # the first process alone fits lists, writes and talks
     try:
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
         Run(args, ds).execute()
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
     distributed.destroy_process_group()
 

@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --data electronics/data --device cpu --rows 200000   # does the script run? nothing to report
 
 Rows are on the device before the clock starts, and it stops when the device is done. Each epoch starts where the one before ended; the first
-pays for the start of CUDA and is not counted. All three models begin with the same weights and see the rows in the same order (dropout of
-ids is drawn on the device, so they do not hide the same ones); the AUC is that of the test rows after all epochs. The GPU is expected to be
-within 0.002 of the CPU, the bar of this project for trainings that differ in rounding and order only. "waits" counts how often the CPU
+pays for the start of CUDA and is not counted. All three models begin with the same weights and see the rows of the first epoch in the same
+order; which ids are hidden is drawn on the device, so that a GPU hides others, and later epochs have another order. The AUC is that of the
+test rows after all epochs. The GPU is expected to be within 0.002 of the CPU, the bar of this project for trainings that differ in rounding,
+order and hidden ids only. "waits" counts how often the CPU
 waited for the GPU in the last epoch, as torch's own warning tells: once in a hundred steps, for the progress bar, and at the end.
 """
 
@@ -41,6 +42,8 @@ def train(folder: Path, device: str, precision: str, epochs: int, limit: int) ->
     rows, test = (stage2.encode_rows(inputs, part, device, "like") for part in (known, ds.rows("test")))
     training, seconds = stage2.Training(args, config, inputs, float(known["label"].mean())), []
     on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     for number in range(epochs):
         if on_gpu:
             torch.cuda.synchronize()

@@ -8,9 +8,10 @@
 
 Run number n is seed n of all three scripts, or fold n where folds are published. Of several settings (variants) a run takes the
 one with the best validation metric; baselines are tuned on validation rows too, and train on them as well where the model does
-(--refit). No choice of ours looks at test rows; "best tuned baseline" is the best one on the test rows, which favours the
-baselines. Intervals are 95 %: over runs by the t-distribution, of one run by the bootstrap over users. Ours minus the best
-baseline is taken run by run, so that what makes one split harder than another cancels out.
+(--refit). Lists leave out the items of training and validation rows, for every model. No choice of ours looks at test rows;
+"best tuned baseline" is the best one on the test rows, which favours the baselines. Intervals are 95 %: over runs by the
+t-distribution; of one run, or of runs that do not differ, by the bootstrap over users. Ours minus the best baseline is taken
+run by run, so that what makes one split harder than another cancels out.
 Seconds: all runs of the line with evaluation, without the baselines of scikit-surprise; training is the mean of a run. Each row runs on one
 thread, and --jobs rows at a time.
 """
@@ -106,7 +107,7 @@ NO_IDS = ["--wide item_genres user_gender user_age_band cross_user_gender_user_a
           for lr in (0.05, 0.1)]  # fmt: skip
 ANIME = ["--objective rating --wide item_site_score item_site_members item_genres --deep user_id item_id --embedding-dim 32 --hidden 128 64 "
          "--batch-size 64 --epochs 20"]  # fmt: skip
-RATED, FEW = "--relevant rated --keep-seen --k 5 10", "--ranking-users 200 --baselines popularity global_mean mean_bias"
+RATED, FEW = "--relevant rated --k 5 10", "--ranking-users 200 --baselines popularity global_mean mean_bias"
 ALL = ("user-kNN", "item-kNN", "SVD", "SVD++")
 
 
@@ -171,7 +172,7 @@ def run_once(e: Experiment, data: Path, work: Path, run: int, quick: bool) -> tu
         training += script("wide_deep_model.py", folder, flags, run)
         validation.append(max(map(quality, json.loads((folder / "training_history.json").read_text())["epochs"])))
     chosen = int(np.argmax(validation))
-    replicates = "200" if quick else "1000" if e.runs == 1 else "0"
+    replicates = "200" if quick else "1000" if run == 1 else "0"
     script("model_evaluation.py", folder, ["--checkpoint", f"{chosen}.pt", "--bootstrap", replicates, *e.evaluation.split()], run)
     metrics, seconds = json.loads((folder / "metrics.json").read_text()), time.perf_counter() - begin
     metrics["surprise"] = surprise_baselines(folder, e.surprise, "--refit" in e.variants[chosen].split(), run, quick) if e.surprise else {}
@@ -232,13 +233,18 @@ def over_runs(values: np.ndarray) -> list[float]:
     return list(values.mean() + np.array([-1, 1]) * t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def differ(values: np.ndarray) -> bool:
+    """Whether runs tell of a spread: lists without a network are the same for all seeds of one split, and one run has none."""
+    return np.ptp(values) > 1e-9
+
+
 def figure(reports: list[dict], path: str) -> str:
     values = np.array([look_up(report, path) for report in reports])
     if np.isnan(values).all():
         return "-"
     model, _, metric = path.removeprefix("models.").partition(".")
-    limits = over_runs(values) if len(values) > 1 else reports[0].get("intervals", {}).get(model, {}).get(metric, [])
-    return f"{values.mean():.4f}" + (" [{:.4f}, {:.4f}]".format(*limits) if len(limits) else "")
+    limits = over_runs(values) if differ(values) else reports[0].get("intervals", {}).get(model, {}).get(metric, [])
+    return f"{values.mean():.4f}" + (" [{:.4f}, {:.4f}]".format(*np.clip(limits, 0, None if path.endswith(("rmse", "mae")) else 1)) if len(limits) else "")
 
 
 TITLES = {"item_knn": "item-kNN of stage 3", "als": "ALS", "mean_bias": "user + item mean", "global_mean": "global mean"}
@@ -247,8 +253,8 @@ TITLES = {"item_knn": "item-kNN of stage 3", "als": "ALS", "mean_bias": "user + 
 def best_baseline(reports: list[dict], path: str) -> str:
     """The best one by the mean over runs, and popularity where lists are measured; with several runs ours minus it, run by run."""
     metric, lower = path.split(".", 1)[1].removeprefix("wide_deep."), path.endswith(("rmse", "mae"))
-    names = {f"models.{name}.{metric}": TITLES.get(name, name) for name in reports[0]["models"] if name not in ("wide_deep", "wide_only", "deep_only")}
-    found = {name: np.array([look_up(report, where) for report in reports]) for where, name in names.items()}
+    models = {TITLES.get(name, name): name for name in reports[0]["models"] if name not in ("wide_deep", "wide_only", "deep_only")}
+    found = {title: np.array([look_up(report, f"models.{name}.{metric}") for report in reports]) for title, name in models.items()}
     found |= {name: np.array([report["surprise"][name].get(metric, np.nan) for report in reports]) for name in reports[0].get("surprise", {})}
     if not (found := {name: values for name, values in found.items() if np.isfinite(values).all()}) or "_only." in path:
         return "-"
@@ -256,7 +262,9 @@ def best_baseline(reports: list[dict], path: str) -> str:
     shown = {name: f"{name} {found[name].mean():.4f}" for name in dict.fromkeys([best, *(["popularity"] if "catalogue" in path else [])])}
     if len(reports) > 1:
         difference = np.array([look_up(report, path) for report in reports]) - found[best]
-        shown[best] += f" (ours {difference.mean():+.4f} [{{:+.4f}}, {{:+.4f}}])".format(*over_runs(difference))
+        paired = reports[0].get("differences", {}).get(models.get(best), {}).get(metric, {}).get("interval", [])
+        limits = over_runs(difference) if differ(difference) else paired
+        shown[best] += f" (ours {difference.mean():+.4f}{' [{:+.4f}, {:+.4f}]'.format(*limits) if len(limits) else ''})"
     return ", ".join(shown.values())
 
 

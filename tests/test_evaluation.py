@@ -3,6 +3,7 @@
 import json
 import struct
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,9 +76,9 @@ def data():
 def run(tmp_path, tmp_path_factory, monkeypatch, data):
     """Run the script on the planted data; returns (metrics, path of the picture)."""
 
-    def call(*flags, ds=data[0], models=None, picture=False):
+    def call(*flags, ds=data[0], models=None, picture=False, draw=lambda *_: me.Figure()):
         if not picture:
-            monkeypatch.setattr(me, "draw", lambda *_: me.Figure())
+            monkeypatch.setattr(me, "draw", draw)
         models = models or {"best.pt": KnownModel(data[1])}
         monkeypatch.setattr(me, "load_dataset", lambda folder: ds)
         monkeypatch.setattr(me, "load_model", lambda path, device="auto": models[path.name])
@@ -369,6 +370,24 @@ def test_a_list_of_one_item_has_no_diversity_and_takes_none_from_others(run, mon
     of_model = drawn[0][: len(drawn[0]) // len(found["models"]), 4]
     assert found["models"]["wide_deep"]["catalogue"]["diversity@5"] == pytest.approx(np.nanmean(of_model))
     assert "catalogue.diversity@5" in found["intervals"]["wide_deep"]
+
+
+def test_the_three_files_are_three(tmp_path):
+    for files in (["--metrics", "a", "--plot", "a"], ["--checkpoint", "a", "--plot", "./a"], ["--metrics", "a", "--checkpoint", str(Path("a").resolve())]):
+        with pytest.raises(InputError, match="not a file of its own"):
+            me.parse_args(files)
+
+
+def test_learning_curves_go_on_after_the_best_epoch(run, data, monkeypatch, tmp_path):
+    """training_history.json is taken where it goes on from what the checkpoint knows, as another training's does not."""
+    model, drawn = KnownModel(data[1]), []
+    further = {"epoch": 4, "train_loss": 0.1, "validation_loss": 0.9, "validation_auc": 0.6}
+    read_text = Path.read_text
+    for told in ([*model.history, further], [{"epoch": 1}, further], None):
+        text = "broken" if told is None else json.dumps({"epochs": told})
+        monkeypatch.setattr(Path, "read_text", lambda path, *a, text=text, **k: text if path.name == me.HISTORY else read_text(path, *a, **k))
+        run("--bootstrap", 0, "--baselines", models={"best.pt": model}, draw=lambda *parts: drawn.append(parts[3]) or me.Figure())
+    assert drawn == [[*model.history, further], model.history, model.history]
 
 
 def test_calibration_is_drawn_where_all_training_ratings_are_equal():

@@ -252,6 +252,8 @@ def test_explanations_add_up_to_the_scores(shop, tmp_path, component):
     np.testing.assert_allclose(total["list"], model.score_catalogue(np.array([model.user_index.get_loc(user)]))[0, 5], atol=1e-5)
     assert (found["of"] == "list").sum() == np.diff(model.likes.indptr).max() and "anybody" in set(found["feature"])
     assert found["contribution"].abs().is_monotonic_decreasing and len(model.explain("nobody", "nothing"))
+    assert not model.explain(user, "nothing").query("of == 'list'")["contribution"].any()  # an item that no list can hold
+    np.testing.assert_array_equal(model.predict(user, item), model.predict([user], [item]))
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -128,6 +128,18 @@ def test_diversity_is_one_minus_the_mean_cosine_of_raters():
             assert ours[u, k - 1] == pytest.approx(1 - np.mean(pairs), abs=1e-6) if pairs else np.isnan(ours[u, k - 1])
 
 
+def test_diversity_of_long_lists_ends_where_pairs_are_too_many(monkeypatch):
+    lists, raters = np.array([[1, 2, 3, 4]]), csr_matrix(np.ones((3, 5), np.float32))
+    whole = me.diversity_at_k(lists, raters)
+    monkeypatch.setattr(me, "DIVERSITY_K", 3)
+    np.testing.assert_array_equal(me.diversity_at_k(lists, raters), np.where(np.arange(4) < 3, whole, np.nan))
+
+
+def test_one_user_alone_has_a_mean_and_no_interval():
+    means = me.user_means({"gauc": np.array([0.75, np.nan])}, np.array([3, 0]))
+    assert means(np.ones((1, 2)))["gauc"] == [0.75] and np.isnan(means(np.array([[1, 1], [2, 0]]))["gauc"]).all()
+
+
 # ---- scored rows
 
 

@@ -162,6 +162,16 @@ def test_seeds_sizes_and_names_that_cannot_be(flags):
         stage2.parse_args(flags)
 
 
+def test_what_is_no_checkpoint_is_neither_replaced_nor_begun_with(tmp_path):
+    (csv := tmp_path / "ratings.csv").write_text("user,item,rating\n")
+    with pytest.raises(InputError, match=r"ratings\.csv: not a file to replace"):
+        stage2.parse_args(["--checkpoint", str(csv)])
+    for path in (csv, tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(InputError, match=r"--warm-start .* missing, or not a checkpoint"):
+            stage2.parse_args(["--warm-start", str(path)])
+    stage2.parse_args(["--checkpoint", str(tmp_path / "missing.pt")])
+
+
 @pytest.mark.parametrize("parse_args", [stage2.parse_args, stage3.parse_args])
 def test_a_checkpoint_that_is_a_folder_is_refused_before_any_work(tmp_path, parse_args):
     for folder in (tmp_path, "."):
@@ -181,7 +191,7 @@ def test_a_round_of_lists_of_few_users_has_about_a_hundred_steps(monkeypatch):
 
 
 def test_a_refit_begins_with_the_same_warm_start(earlier):
-    with pytest.raises(InputError, match="name another file"):
+    with pytest.raises(InputError, match="name another --checkpoint"):
         stage2.parse_args(["--warm-start", str(earlier), "--checkpoint", str(earlier.parent / "." / earlier.name), "--refit"])
 
 

@@ -55,6 +55,15 @@ def test_intervals_over_runs_are_those_of_a_t_test(reproduce):
     assert reproduce.best_baseline(reports, reproduce.RMSE) == f"user + item mean {baseline.mean():.4f} (ours -0.0200 [{low:+.4f}, {high:+.4f}])"
 
 
+def test_runs_that_do_not_differ_have_the_interval_of_one_and_shares_end_at_one(reproduce):
+    same = [report(0.8, 0.9, 0.7)] * 3
+    same[0] = same[0] | {"differences": {"mean_bias": {"ratings.rmse": {"interval": [-0.3, 0.1]}}}, "surprise": {}}
+    assert reproduce.figure(same, reproduce.RMSE) == "0.8000 [0.5000, 1.5000]"
+    assert reproduce.best_baseline(same, reproduce.RMSE) == "user + item mean 0.9000 (ours -0.1000 [-0.3000, +0.1000])"
+    shares = [{"models": {"wide_deep": {"ratings": {"auc": value}}}} for value in (1.0, 0.9)]
+    assert reproduce.figure(shares, reproduce.AUC) == "0.9500 [0.3147, 1.0000]"
+
+
 def test_one_run_has_the_interval_of_its_report_and_the_best_baseline_is_found_among_all(reproduce):
     assert reproduce.figure([report(0.8, 0.9, 0.7)], reproduce.RMSE) == "0.8000 [0.5000, 1.5000]"
     assert reproduce.best_baseline([report(0.8, 0.9, 0.7)], reproduce.RMSE) == "SVD 0.7000"

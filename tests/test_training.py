@@ -452,6 +452,13 @@ def test_a_last_batch_of_one_row_trains_with_batch_norm(shop, tmp_path):
     run(tmp_path / "a", data, "--epochs", "1", "--batch-norm", "--batch-size", str(ds.index["rows"]["train"] - 1))
 
 
+def test_a_batch_larger_than_the_rows_is_that_of_all_rows(shop, tmp_path):
+    """Rates, the start of Adagrad and L1 are in rows of a batch: of those that there are."""
+    data, ds = shop
+    flags = ["--epochs", "2", "--wide-optimizer", "ftrl", "--wide-l1", "2", "--wide-lr", "0.1"]
+    assert same_weights(*(run(tmp_path / str(size), data, *flags, "--batch-size", str(size)) for size in (ds.index["rows"]["train"], 10**6)))
+
+
 def test_float32_products_stay_exact_with_the_settings_of_a_training():
     stage2.parse_args([])  # sets them
     left, right = torch.randn(4096, 256), torch.randn(256, 128)  # large enough for every path that torch has
