@@ -599,8 +599,8 @@ class Run:
                 stage1.replace_files({self.last.with_name(HISTORY): lambda to, told=told: to.write_text(told)})
                 save(self.last, checkpoint | {"run": self.config, "histories": self.histories, "training": training.state_dict(), "lists": {}})  # fitted again
         final = history[-1] if refit else max(history, key=quality)
-        if not (refit or quality(final) > goal):
-            raise InputError(f"no epoch validates better than {args.warm_start}, so {path} is not written; --accept-worse writes the best epoch")
+        if not (RANK or path.exists()) or not (refit or quality(final) > goal):
+            raise InputError(f"no epoch validates better than {args.warm_start}: see --accept-worse" if training.start else f"{path} is gone: train it anew")
         print(f"{name}: epoch {final['epoch']}: {describe(final)} -> {path}")
 
     def fit_lists(self, component: str, refit: bool) -> dict:

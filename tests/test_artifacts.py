@@ -573,6 +573,14 @@ def test_a_damaged_last_state_is_not_resumed(copy, path):
     assert (copy / "best.pt").read_bytes() == before
 
 
+def test_a_run_that_goes_on_without_its_best_epoch_says_so(copy):
+    """The best epoch is in the checkpoint alone; what lies beside it for --resume is the last one."""
+    (copy / "best.pt").unlink()
+    with pytest.raises(InputError, match=r"best\.pt is gone"):
+        stage2.main(stage2_flags(copy, "--seed", "1", "--resume"))
+    assert not (copy / "best.pt").exists()
+
+
 # -------------------------------------------------------------------------------------------------------- flags, exit codes
 
 
