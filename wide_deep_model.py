@@ -791,7 +791,7 @@ def main(argv: list[str] | None = None) -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
         Run(args, ds).execute()
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
     distributed.destroy_process_group()
 

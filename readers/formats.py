@@ -90,7 +90,7 @@ def read_ratings(args: Namespace) -> tuple[dict[str, np.ndarray], dict[str, pd.I
             columns.add(len(table), values | {"file": np.full(len(table), file), "given": np.full(len(table), given)})
     rejected = pd.concat(rejected or [pd.DataFrame(columns=["file", "line", "reason"])], ignore_index=True)
     if not usable:
-        why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rejected) else "the file is empty"
+        why = f"line {rejected['line'].iloc[0]}: {rejected['reason'].iloc[0]}" if len(rejected) else "the file has no rows"
         raise InputError(f"{sources[0][0]}: no usable line ({why}); is it a file for --dataset {args.dataset}?")
     rows, ids = columns.result(OWN_TEXT), {}
     for name in [*codes]:

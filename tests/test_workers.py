@@ -101,8 +101,22 @@ def test_a_lost_worker_is_told_in_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setattr(stage2, "WORKERS", 2)
     monkeypatch.setattr(stage2.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(stage2.Run, "execute", lost)
-    with pytest.raises(InputError, match="worker 0 of 2 failed or lost another: Connection closed by peer; go on from the last epoch with --resume"):
+    with pytest.raises(InputError, match=r"worker 0 of 2 failed or lost another: Connection closed by peer; go on from the last epoch with --resume"):
         stage2.main(stage2_flags(tmp_path, data))
+
+
+def test_more_workers_than_gpus_and_a_lone_world_size_are_told_in_one_line(data, tmp_path, monkeypatch):
+    def no_such_gpu(number):
+        raise RuntimeError(f"CUDA error: invalid device ordinal {number}")
+
+    monkeypatch.setattr(stage2, "WORKERS", 2)
+    with pytest.raises(InputError, match=r"worker 0 of 2 failed.*environment variable"):  # as torch names what torchrun would set
+        stage2.main(stage2_flags(tmp_path, data))
+    monkeypatch.setattr(stage2, "choose_device", str)
+    monkeypatch.setattr(stage2.torch.cuda, "set_device", no_such_gpu)
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    with pytest.raises(InputError, match=r"worker 0 of 2 failed.*invalid device ordinal 7"):
+        stage2.main(stage2_flags(tmp_path, data, "--device", "cuda"))
 
 
 def test_a_wrong_flag_ends_all_workers(data, tmp_path):
