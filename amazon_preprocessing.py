@@ -737,8 +737,9 @@ def plot_exploration(path: Path, name: str, rows: pd.DataFrame, users: pd.DataFr
         for bars in axis.containers:
             axis.bar_label(bars, fmt="%.1f")
     if rows[TIMESTAMP].isna().any():
-        activity.set(title="No timestamps, so no activity over time", xticks=[], yticks=[])
-        likes.set_axis_off()
+        for axis in (activity, likes):
+            axis.set_axis_off()
+        activity.text(1.1, 0.5, "no timestamps, so nothing over time", ha="center", va="center")  # in the middle of both
     else:
         day = (rows[TIMESTAMP].to_numpy() // DAY_S).astype(np.int32)
         quarter = pd.to_datetime(np.arange(day.min(), day.max() + 1), unit="D").to_period("Q")  # of every day

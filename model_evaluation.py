@@ -551,7 +551,7 @@ def print_table(report: dict) -> None:
         table = pd.DataFrame.from_dict(rows, orient="index")
         print(table.to_string(na_rep="-", float_format=number.format, formatters={"interval": "[{0[0]:+.4f}, {0[1]:+.4f}]".format}) + "\n")
     print(f"recommend: p50 {t['p50']:.1f}, p95 {t['p95']:.1f}, p99 {t['p99']:.1f} ms over {t['catalogue_items']:,} items on {t['threads']} threads; "
-          f"the wide part makes {report['lists_memory']:.0%} of their scores; evaluation {report['seconds']['total']:.1f} s")
+          f"the wide part makes {report['lists_memory']:.0%} of the scores in lists; evaluation {report['seconds']['total']:.1f} s")
 
 
 # ---------------------------------------------------------------------------------------------------------- results.png
