@@ -69,11 +69,12 @@ class Parser(argparse.ArgumentParser):
 
 def run_script(main: Callable[[], None]) -> int:
     """Run a stage and turn what the user can mend into one line on standard error and exit code 2."""
+    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # some terminals know ASCII alone
     try:
         main()
         return 0
     except (InputError, OSError, MemoryError, RuntimeError) as error:  # OSError: full disk, no permission
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # what torch says where there is none left, on the CPU or a GPU
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in ("allocate memory", "out of memory")):  # torch, on the CPU or a GPU
             raise
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
@@ -113,6 +114,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         (args.test_fraction + args.validation_fraction >= 1, "--test-fraction and --validation-fraction leave no training rows"),
         (args.min_core < 0 or args.seed < 0, "--min-core and --seed take numbers >= 0"),
         (not np.isfinite(args.positive_threshold), "--positive-threshold takes a finite number"),
+        (not "".join(map(str, args.input or [])).isprintable(), "--input: the name of a file is no UTF-8, or has control characters; rename it"),
         (any(cross.count(":") != 1 for cross in args.cross), "--cross takes two fields with a colon between them, such as user_gender:category"),
         (args.core_passes != "until-stable" and not args.core_passes.isdecimal(), "--core-passes takes until-stable or a number"),
     ):

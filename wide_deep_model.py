@@ -93,11 +93,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         least, may_be_0 = np.min(getattr(args, name)), name in ("weight_decay", "wide_l1", "batch_size", "seed")
         if not (0 < least < (math.inf if isinstance(least, float) else 2**63) or (may_be_0 and least == 0)):  # NaN too
             parser.error(f"--{name.replace('_', '-')} must be {'at least' if may_be_0 else 'above'} 0, and not too large")
-    start, other = args.warm_start and Path(args.warm_start), args.checkpoint.exists() and not zipfile.is_zipfile(args.checkpoint)
+    start, foreign = args.warm_start and Path(args.warm_start), args.checkpoint.exists() and not zipfile.is_zipfile(args.checkpoint)
     for wrong, message in ((args.wide_l1 and args.wide_optimizer != "ftrl", "--wide-l1 needs --wide-optimizer ftrl"),
                            (start and not zipfile.is_zipfile(start), f"--warm-start {start}: missing, or not a checkpoint"),
-                           (start and args.refit and start.resolve() == args.checkpoint.resolve(), "--refit begins with it again: name another --checkpoint"),
-                           (other or args.checkpoint.name in (LAST, HISTORY), f"--checkpoint {args.checkpoint}: not a file to replace; name another")):
+                           (start and args.refit and start.resolve() == args.checkpoint.resolve(), "--refit rereads --warm-start: name another --checkpoint"),
+                           (foreign or args.checkpoint.name in (LAST, HISTORY), f"--checkpoint {args.checkpoint}: not a file to replace; name another")):
         if wrong:
             parser.error(message)
     tune_cpu()

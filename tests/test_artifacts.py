@@ -622,6 +622,10 @@ def test_bad_flags_of_stage_2(made, tmp_path, monkeypatch, capsys, flags):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_name_that_is_no_utf8_is_refused(capsys):
+    assert "rename it" in fails_in_one_line(capsys, stage1.main, ["--input", os.fsdecode(b"caf\xe9.csv")])
+
+
 def test_data_without_validation_rows_says_so(tmp_path, capsys):
     preprocess(tmp_path, random_log(700, 50, 40), "--validation-fraction", "0")
     assert "--validation-fraction" in fails_in_one_line(capsys, stage2.main, stage2_flags(tmp_path))
