@@ -70,6 +70,7 @@ shutil.copytree(made, work / "warm")  # one run before all: what libraries impor
 stdout = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 module.main([flag.replace("FOLDER", str(work / "warm")) for flag in sys.argv[5:]])
+sys.stdout.flush()
 os.dup2(stdout, 1)
 shutil.rmtree(work / "warm")
 moment = 0

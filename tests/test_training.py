@@ -475,7 +475,7 @@ def test_memory_that_a_step_frees_serves_the_next():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         [torch.ones(4096, 256) for _ in range(16)]  # 4 MB, 1,024 pages each; of fewer the system may be given none back anyway
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert np.median(faults[1:]) < 10
+    assert np.median(faults[1:]) < 100  # of 16,384
 
 
 @pytest.mark.parametrize(("batch", "from_batch", "chosen"), [(64, 64, "bfloat16"), (63, 64, "float32"), (64, math.inf, "float32")])
