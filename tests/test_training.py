@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import warnings
@@ -469,13 +468,19 @@ def test_float32_products_stay_exact_with_the_settings_of_a_training():
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
 def test_memory_that_a_step_frees_serves_the_next():
-    stage2.parse_args([])
-    faults = []
-    for _ in range(20):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        [torch.ones(4096, 256) for _ in range(16)]  # 4 MB, 1,024 pages each; of fewer the system may be given none back anyway
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert np.median(faults[1:]) < 100  # of 16,384
+    """In processes of their own: other tests leave holes in the memory. By itself the C library gives all back once or twice, then adapts to one size."""
+    code = """if True:
+        import resource, sys, torch, wide_deep_model
+        wide_deep_model.parse_args([]) if "tuned" in sys.argv else None
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            [torch.ones(4096, 256) for _ in range(64)]  # 4 MB, 1,024 pages each
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    folder, pages = Path(stage2.__file__).parent, []
+    for flags in (["tuned"], []):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=folder, check=True)
+        pages.append(int(done.stdout.split()[-1]))
+    assert pages[0] < max(pages[1] / 2, 1_000)  # few, both, where the system hands out large pages
 
 
 @pytest.mark.parametrize(("batch", "from_batch", "chosen"), [(64, 64, "bfloat16"), (63, 64, "float32"), (64, math.inf, "float32")])
