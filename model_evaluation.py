@@ -239,10 +239,10 @@ def user_means(values: dict[str, np.ndarray], weight: np.ndarray, users: np.ndar
 
     def under(counts: np.ndarray) -> dict[str, np.ndarray]:
         total, taken = (counts[:, users] @ part.astype(counts.dtype) for part in (weighted, weight))
-        several = len(counts) == 1 or np.count_nonzero(weight) > 1  # one user alone has a mean, but tells nothing of its interval
-        mean = np.where((taken > 0) & several, total.T / np.maximum(taken, 1e-9), np.nan)
+        mean = np.where(taken > 0, total.T / np.maximum(taken, 1e-9), np.nan)
         return {name: np.sqrt(m) if name.endswith("rmse") else m for name, m in zip(values, mean)}
 
+    under.users = np.count_nonzero(weight)
     return under
 
 
@@ -449,7 +449,7 @@ def bootstrap(results: dict[str, Result], rows: TestRows, replicates: int, rng: 
         for name, result in results.items():
             above = np.cumsum([part @ by_user for part in classes[name]], axis=1, dtype=float)
             values = dict(zip(("ratings.auc", "ratings.pr_auc"), areas(above)))
-            for means in result.means:
+            for means in (means for means in result.means if means.users > 1):  # one alone tells nothing of an interval
                 values |= means(counts)
             for metric, value in values.items():
                 drawn[name].setdefault(metric, []).append(value)

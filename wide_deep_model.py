@@ -52,7 +52,7 @@ HIDDEN_SHARE, FOLDS, TASTE_DECAY = 0.5, 5, 1e-3  # of a history, to be found aga
 ROUNDS, ROUND_STEPS, LIST_PATIENCE, CHOICE_USERS = 60, 100, 8, 6_000  # at most; steps of one, at least; rounds without better lists; validation users, at most
 CPU = getattr(torch.cpu, "get_capabilities", dict)()  # which instructions it has
 BRIEF_BATCH = 4096 if CPU.get("avx512_bf16") or CPU.get("amx_bf16") else math.inf  # from which bfloat16 is worth its conversions
-RANK, WORKERS = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # among the processes of torchrun
+RANK, WORKERS = (int(os.environ[name]) if "RANK" in os.environ else alone for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))  # of torchrun
 Pairs = np.ndarray | csr_matrix  # [items + 1, items + 1] float32, from an item of the history to a candidate
 FORMAT, LAST, HISTORY = 8, "last_wide_deep_model.pt", "training_history.json"
 
@@ -788,10 +788,10 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout = None if RANK else sys.stdout  # the first process alone fits lists, writes and talks
     try:
         if args.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", RANK)))
         distributed.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=pd.Timedelta(hours=6))  # the others wait for the lists
         Run(args, ds).execute()
-    except (RuntimeError, KeyError, ValueError) as error:
+    except RuntimeError as error:
         raise InputError(f"worker {RANK} of {WORKERS} failed or lost another: {str(error)[:150]}; go on from the last epoch with --resume") from None
     distributed.destroy_process_group()
 

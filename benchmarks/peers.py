@@ -275,7 +275,7 @@ def peak_mb() -> float:
 
 def interpreter(system: str) -> Path:
     """The Python of a system; that of the peers is made and filled where it is not there yet."""
-    if system in (OURS, BRIEF, WHOLE, PLAIN):
+    if issubclass(SYSTEMS[system], Ours):
         return Path(sys.executable)
     python = PEERS / "bin" / "python"
     if not (PEERS / "complete").exists():

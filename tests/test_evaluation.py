@@ -372,13 +372,13 @@ def test_a_list_of_one_item_has_no_diversity_and_takes_none_from_others(run, mon
     assert "catalogue.diversity@5" in found["intervals"]["wide_deep"]
 
 
-def test_the_three_files_are_three(tmp_path):
+def test_the_three_files_are_three():
     for files in (["--metrics", "a", "--plot", "a"], ["--checkpoint", "a", "--plot", "./a"], ["--metrics", "a", "--checkpoint", str(Path("a").resolve())]):
         with pytest.raises(InputError, match="not a file of its own"):
             me.parse_args(files)
 
 
-def test_learning_curves_go_on_after_the_best_epoch(run, data, monkeypatch, tmp_path):
+def test_learning_curves_go_on_after_the_best_epoch(run, data, monkeypatch):
     """training_history.json is taken where it goes on from what the checkpoint knows, as another training's does not."""
     model, drawn = KnownModel(data[1]), []
     further = {"epoch": 4, "train_loss": 0.1, "validation_loss": 0.9, "validation_auc": 0.6}

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,9 +136,15 @@ def test_diversity_of_long_lists_ends_where_pairs_are_too_many(monkeypatch):
     np.testing.assert_array_equal(me.diversity_at_k(lists, raters), np.where(np.arange(4) < 3, whole, np.nan))
 
 
-def test_one_user_alone_has_a_mean_and_no_interval():
-    means = me.user_means({"gauc": np.array([0.75, np.nan])}, np.array([3, 0]))
-    assert means(np.ones((1, 2)))["gauc"] == [0.75] and np.isnan(means(np.array([[1, 1], [2, 0]]))["gauc"]).all()
+@pytest.mark.parametrize(("last", "users"), [(1, 1), (0, 2)])
+def test_one_user_alone_has_a_mean_and_no_interval(last, users):
+    rows = me.TestRows(pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 1, 2], "label": [1, 0, 1, last], "rating": 1.0}), [1, 5])
+    result = me.Result("order", np.array([0.9, 0.1, 0.6, 0.5]))
+    me.ratings_protocol(result, rows)
+    assert [means(np.ones((1, 2)))["ratings.gauc"].tolist() for means in result.means] == [[1.0]]
+    for replicates in (1, 7):
+        drawn = me.bootstrap({"model": result}, rows, replicates, np.random.default_rng(0))["model"]
+        assert "ratings.auc" in drawn and ("ratings.gauc" in drawn) == (users == 2)
 
 
 # ---- scored rows

@@ -101,17 +101,22 @@ def test_a_lost_worker_is_told_in_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setattr(stage2, "WORKERS", 2)
     monkeypatch.setattr(stage2.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(stage2.Run, "execute", lost)
-    with pytest.raises(InputError, match=r"worker 0 of 2 failed or lost another: Connection closed by peer; go on from the last epoch with --resume"):
+    with pytest.raises(InputError, match="worker 0 of 2 failed or lost another: Connection closed by peer; go on from the last epoch with --resume"):
         stage2.main(stage2_flags(tmp_path, data))
 
 
-def test_more_workers_than_gpus_and_a_lone_world_size_are_told_in_one_line(data, tmp_path, monkeypatch):
+def test_a_world_size_without_a_rank_is_not_from_torchrun():
+    code, folder = "import wide_deep_model as m; print(m.RANK, m.WORKERS)", Path(stage2.__file__).parent
+    for given, expected in (({"WORLD_SIZE": "2"}, "0 1"), ({"WORLD_SIZE": "2", "RANK": "1"}, "1 2")):
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | given, cwd=folder, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_more_workers_than_gpus_are_told_in_one_line(data, tmp_path, monkeypatch):
     def no_such_gpu(number):
         raise RuntimeError(f"CUDA error: invalid device ordinal {number}")
 
     monkeypatch.setattr(stage2, "WORKERS", 2)
-    with pytest.raises(InputError, match=r"worker 0 of 2 failed.*environment variable"):  # as torch names what torchrun would set
-        stage2.main(stage2_flags(tmp_path, data))
     monkeypatch.setattr(stage2, "choose_device", str)
     monkeypatch.setattr(stage2.torch.cuda, "set_device", no_such_gpu)
     monkeypatch.setenv("LOCAL_RANK", "7")
