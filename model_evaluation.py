@@ -357,7 +357,7 @@ def fit_baselines(names: list[str], ds: Dataset, model, relevant: str, rng: np.r
            "als": lambda: tuned(ALS_GRID, partial(als, seed=seed))}
     names = [name for name in fit if name in names and (of_ratings or name != "global_mean")]  # which orders nothing
     with threadpool_limits(1, "blas"), warnings.catch_warnings():  # implicit runs threads of its own; those of BLAS would collide with them
-        warnings.simplefilter("ignore")  # it remarks on its own conversions, and on logs without a like
+        warnings.filterwarnings("ignore", module="implicit")  # it remarks on its own conversions, and on logs without a like
         return {name: fit[name]() for name in tqdm(names, desc="baselines", disable=None, leave=False)}
 
 
